@@ -1,0 +1,159 @@
+"""Hessian and GGN products against a gradient of the same loss and the peer library.
+
+Everything runs in one process, interleaved, on the CPU with two threads; a table of
+medians, as ratios to the gradient, is printed and written.
+
+    python docs/benchmarks/products.py [--rounds 11] [--output docs/benchmarks/products.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy
+import torch
+import torchlinop
+from problems import PROBLEMS
+from torch import Tensor, nn
+from torchlinop import GGNLinearOperator, HessianLinearOperator
+
+#: time one measurement takes at least, in seconds
+MEASURE = 0.05
+
+
+def interleaved(functions: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
+    """Time every function once per round, in turn; returns seconds per call."""
+    calls = {}
+    for name, function in functions.items():
+        function(), function()
+        start = time.perf_counter()
+        function()
+        calls[name] = max(1, int(MEASURE / (time.perf_counter() - start)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                function()
+            times[name].append((time.perf_counter() - start) / calls[name])
+    return times
+
+
+def peer_operators(model: nn.Module, loss: nn.Module, params: list, data: list) -> dict:
+    """The same operators of curvlinops, where it is installed and can build them."""
+    try:
+        import curvlinops
+    except ImportError:
+        return {}
+    operators = {}
+    for label, kind in (
+        ("Hessian, peer", curvlinops.HessianLinearOperator),
+        ("GGN, peer", curvlinops.GGNLinearOperator),
+    ):
+        try:
+            operator = kind(model, loss, params, data, check_deterministic=False)
+            v = torch.rand(operator.shape[1])
+            operator @ v
+        except Exception as error:  # the row stays empty
+            print(f"{label}: {type(error).__name__}: {str(error)[:100]}")
+        else:
+            operators[label] = lambda operator=operator, v=v: operator @ v
+    return operators
+
+
+def float64_error(model: nn.Module, X: Tensor, y: Tensor, v: Tensor) -> float:
+    """Relative distance of a float32 Hessian product from torch's own float64 one."""
+    loss = nn.CrossEntropyLoss()
+    H = HessianLinearOperator(model, loss, list(model.parameters()), [(X, y)])
+    double = copy.deepcopy(model).double()
+    X = X.double() if X.is_floating_point() else X
+    params = list(double.parameters())
+    gradient = torch.autograd.grad(loss(double(X), y), params, create_graph=True)
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    product = torch.autograd.grad(flat, params, v.double())
+    exact = torch.cat([p.reshape(-1) for p in product])
+    return ((H @ v).double() - exact).norm().item() / exact.norm().item()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(PROBLEMS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    warnings.filterwarnings("ignore")
+    rows, errors = [], []
+    for name in arguments.only:
+        torch.manual_seed(0)
+        model, X, y = PROBLEMS[name]()
+        loss, params, data = nn.CrossEntropyLoss(), list(model.parameters()), [(X, y)]
+        H = HessianLinearOperator(model, loss, params, data)
+        G = GGNLinearOperator(model, loss, params, data)
+        v = torch.rand(H.shape[1])
+
+        def gradient(model=model, loss=loss, params=params, X=X, y=y) -> tuple:
+            return torch.autograd.grad(loss(model(X), y), params)
+
+        functions = {
+            "gradient": gradient,
+            "Hessian": lambda H=H, v=v: H @ v,
+            "GGN": lambda G=G, v=v: G @ v,
+            **peer_operators(model, loss, params, data),
+        }
+        times = interleaved(functions, arguments.rounds)
+        medians = {k: statistics.median(t) for k, t in times.items()}
+        reference = medians["gradient"]
+        cells = [f"{reference * 1e6:.0f}"]
+        for key in ("Hessian", "Hessian, peer", "GGN", "GGN, peer"):
+            if key not in medians:
+                cells.append("fails")
+                continue
+            ratios = [a / b for a, b in zip(times[key], times["gradient"], strict=True)]
+            low, *_, high = statistics.quantiles(ratios, n=4)
+            cells.append(f"{medians[key] / reference:.2f} ({low:.2f}-{high:.2f})")
+        rows.append(f"| {name} | {H.shape[1]:,} | " + " | ".join(cells) + " |")
+        errors.append((name, float64_error(model, X, y, v)))
+        print(rows[-1], flush=True)
+
+    import importlib.metadata as metadata
+
+    try:
+        peer = f"curvlinops-for-pytorch {metadata.version('curvlinops-for-pytorch')}"
+    except metadata.PackageNotFoundError:
+        peer = "the peer is not installed"
+    table = [
+        "| problem | parameters | gradient, us | Hessian product | peer's | GGN product "
+        "| peer's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
+        f"Products in gradients of the same loss: median of {arguments.rounds} "
+        "interleaved rounds (quartiles of the round-by-round ratio). float32, one batch, "
+        "torch vectors, CPU, 2 threads.",
+        "",
+        "Relative distance of the float32 Hessian product from the float64 one: "
+        + ", ".join(f"{name} {error:.1e}" for name, error in errors)
+        + ".",
+        "",
+        f"torchlinop {torchlinop.__version__}, torch {torch.__version__}, NumPy "
+        f"{np.__version__}, SciPy {scipy.__version__}, Python "
+        f"{platform.python_version()}, {peer}; {time.strftime('%Y-%m-%d')}.",
+    ]
+    text = "\n".join(table) + "\n"
+    print("\n" + text)
+    if arguments.output:
+        arguments.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

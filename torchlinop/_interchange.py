@@ -1,0 +1,295 @@
+"""Any array to torch, and the result back to the same kind of array.
+
+The only module that knows NumPy, CuPy and DLPack. Memory is shared wherever both sides
+can see it; what cannot be viewed safely is copied once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import array_api_compat
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from torchlinop._typing import Array
+
+_NUMPY_TO_TORCH: dict[np.dtype, torch.dtype] = {
+    np.dtype(np.float32): torch.float32,
+    np.dtype(np.float64): torch.float64,
+    np.dtype(np.complex64): torch.complex64,
+    np.dtype(np.complex128): torch.complex128,
+}
+_TORCH_TO_NUMPY: dict[torch.dtype, np.dtype] = {t: n for n, t in _NUMPY_TO_TORCH.items()}
+#: host-device copies of at least this many bytes go through pinned memory
+_PINNED_BYTES = 1 << 16
+
+
+class Imported(NamedTuple):
+    """A tensor made from an array, and the way back for results."""
+
+    tensor: Tensor
+    #: turns a fresh tensor on the operator's device into an array of the input's kind
+    export: Callable[[Tensor], Array]
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype:
+    """NumPy's name for an operator's dtype (float32/64, complex64/128)."""
+    return _TORCH_TO_NUMPY[dtype]
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype:
+    """Torch's name for a NumPy dtype in which operators can compute.
+
+    Integers and booleans become float64, half precision float32.
+    """
+    dtype = np.dtype(dtype)
+    if dtype in _NUMPY_TO_TORCH:
+        return _NUMPY_TO_TORCH[dtype]
+    if dtype.kind == "c":
+        return torch.complex128
+    return torch.float32 if dtype == np.float16 else torch.float64
+
+
+def is_scalar(x: Any) -> bool:
+    """Whether ``x`` is a number: Python, NumPy, or a 0-dimensional array of any kind."""
+    if np.isscalar(x):
+        return not isinstance(x, (str, bytes))
+    return getattr(x, "shape", None) == () and hasattr(x, "item")
+
+
+def as_number(x: Any) -> float | complex:
+    """Return a scalar as a Python number."""
+    value = x.item() if hasattr(x, "item") else x
+    if isinstance(value, (complex, np.complexfloating)):
+        return complex(value)
+    return float(value)
+
+
+def import_array(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
+    """View or copy an array as a tensor on ``device``.
+
+    Parameters
+    ----------
+    x
+        NumPy, torch, CuPy, any array with ``__dlpack__``, or a (nested) sequence.
+    device
+        Where the operator computes.
+    dtype
+        The operator's dtype.
+
+    Returns
+    -------
+    Imported
+        The tensor, of ``dtype`` or its complex counterpart, never to be written to; and
+        the export function, which gives results the dtype
+        ``result_type(operator, x)``, as a dense matrix would.
+
+    Raises
+    ------
+    TypeError
+        ``x`` is sparse, holds objects or strings, or is no array.
+    ValueError
+        ``x`` lives on another accelerator than the operator.
+    """
+    if isinstance(x, np.ndarray):
+        return _from_numpy(x, device, dtype)
+    if isinstance(x, Tensor):
+        return _from_torch(x, device, dtype)
+    if _is_cupy(x):
+        return _from_cupy(x, device, dtype)
+    if sparse.issparse(x):
+        raise TypeError(
+            f"Got a sparse {type(x).__name__} where a dense vector or matrix was "
+            "expected. Pass x.toarray(), or torchlinop.aslinearoperator(x) for a "
+            "product of operators."
+        )
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array_interface__"):
+        return _from_dlpack(x, device, dtype)
+    try:
+        array = np.asarray(x)
+    except Exception as error:
+        raise TypeError(
+            f"Expected a dense array (NumPy, torch, CuPy, or one with __dlpack__), got "
+            f"{type(x).__name__}."
+        ) from error
+    return _from_numpy(array, device, dtype)
+
+
+# -------------------------------------------------------------------------- NumPy
+
+
+def _from_numpy(x: np.ndarray, device: torch.device, dtype: torch.dtype) -> Imported:
+    compute = _TORCH_TO_NUMPY[dtype]
+    if x.dtype == compute and type(x) is np.ndarray:
+        target = result = compute
+    else:
+        target, result = _numpy_dtypes(x, compute)
+    tensor = _numpy_view_or_copy(x, target)
+    if device.type == "cpu":
+
+        def export(y: Tensor) -> Array:
+            array = y.resolve_conj().resolve_neg().numpy()
+            if array.dtype != result:
+                array = array.astype(result)
+            return np.asmatrix(array) if isinstance(x, np.matrix) else array
+
+        return Imported(tensor, export)
+
+    def export_from_device(y: Tensor) -> Array:
+        array = _to_host(y).numpy().astype(result, copy=False)
+        return np.asmatrix(array) if isinstance(x, np.matrix) else array
+
+    return Imported(_to_device(tensor, device), export_from_device)
+
+
+def _numpy_dtypes(x: np.ndarray, compute: np.dtype) -> tuple[np.dtype, np.dtype]:
+    """Return the dtypes in which to compute with ``x`` and to return the result."""
+    if x.dtype.kind not in "biufc":
+        raise TypeError(
+            f"Expected an array of numbers, got dtype {x.dtype}. Convert it first, for "
+            "instance with x.astype(float)."
+        )
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise TypeError(
+            "Got a masked array with masked entries, which have no value to multiply. "
+            "Fill them first, for instance with x.filled(0)."
+        )
+    result = np.result_type(compute, x.dtype)
+    if result.kind == "c" and compute.kind != "c":
+        return np.dtype(f"c{2 * compute.itemsize}"), result
+    return compute, result
+
+
+def _numpy_view_or_copy(x: np.ndarray, dtype: np.dtype) -> Tensor:
+    """Share memory if torch can view the array and may alias it, else copy once."""
+    viewable = (
+        x.dtype == dtype
+        and x.flags.writeable
+        and x.flags.aligned
+        and all(s >= 0 and s % x.itemsize == 0 for s in x.strides)
+    )
+    if not viewable:
+        x = np.array(x, dtype=dtype, order="K" if x.ndim == 1 else "C", copy=True)
+        if any(s < 0 for s in x.strides):
+            x = np.ascontiguousarray(x)
+    return torch.from_numpy(np.asarray(x))
+
+
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    if tensor.nbytes < _PINNED_BYTES:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    tensor = tensor.resolve_conj().resolve_neg()
+    if tensor.nbytes < _PINNED_BYTES:
+        return tensor.cpu()
+    staging = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    staging.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return staging
+
+
+# -------------------------------------------------------------------------- torch
+
+
+def _from_torch(x: Tensor, device: torch.device, dtype: torch.dtype) -> Imported:
+    if x.layout != torch.strided:
+        raise TypeError(
+            f"Got a sparse tensor (layout {x.layout}) where a dense vector or matrix "
+            "was expected. Pass x.to_dense()."
+        )
+    origin = x.device
+    result = torch.promote_types(dtype, x.dtype)
+    target = dtype.to_complex() if x.dtype.is_complex else dtype
+    tensor = x.detach().to(device, target)
+    if tensor.is_inference():
+        tensor = tensor.clone()
+    return Imported(tensor, lambda y: y.to(origin, result))
+
+
+# --------------------------------------------------------------------------- CuPy
+
+
+def _is_cupy(x: Array) -> bool:
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
+def _from_cupy(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
+    cupy: Any = sys.modules["cupy"]
+    if x.dtype.kind not in "biufc":
+        raise TypeError(f"Expected a CuPy array of numbers, got dtype {x.dtype}.")
+    target, result = _foreign_dtypes(x, dtype)
+    if any(s < 0 for s in x.strides):
+        x = x.copy()
+    tensor = torch.from_dlpack(x)
+    _check_device(tensor, device, "CuPy array")
+    origin = tensor.device
+
+    def export(y: Tensor) -> Array:
+        y = y.to(origin).resolve_conj().resolve_neg().contiguous()
+        return cupy.from_dlpack(y).astype(result, copy=False)
+
+    return Imported(tensor.to(device, target), export)
+
+
+def _foreign_dtypes(x: Array, dtype: torch.dtype) -> tuple[torch.dtype, np.dtype]:
+    result = np.result_type(_TORCH_TO_NUMPY[dtype], x.dtype)
+    complex_input = x.dtype.kind == "c"
+    return (dtype.to_complex() if complex_input else dtype), result
+
+
+def _check_device(tensor: Tensor, device: torch.device, what: str) -> None:
+    here, there = tensor.device, device
+    if there.type != "cpu" and here.type != "cpu" and here != there:
+        raise ValueError(
+            f"The {what} is on {here} and the operator computes on {there}. Copy the "
+            "array to the operator's device first."
+        )
+
+
+# ----------------------------------------------------------- other DLPack libraries
+
+
+def _from_dlpack(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
+    try:
+        tensor = torch.from_dlpack(x).clone()  # the exporter may be read-only
+    except Exception as error:
+        raise TypeError(
+            f"torch could not take {type(x).__module__}.{type(x).__name__} through "
+            f"DLPack: {error}. Copy it into a contiguous array of a plain dtype first."
+        ) from error
+    _check_device(tensor, device, type(x).__name__)
+    origin = tensor.device
+    result = torch.promote_types(dtype, tensor.dtype)
+    target = dtype.to_complex() if tensor.dtype.is_complex else dtype
+    namespace = _namespace(x)
+
+    def export(y: Tensor) -> Array:
+        y = y.to(origin, result).resolve_conj().resolve_neg().contiguous()
+        return namespace.from_dlpack(y)
+
+    return Imported(tensor.to(device, target), export)
+
+
+def _namespace(x: Array) -> Any:
+    """Return the module whose ``from_dlpack`` makes arrays of the kind of ``x``."""
+    try:
+        return array_api_compat.array_namespace(x)
+    except TypeError:
+        root = sys.modules[type(x).__module__.partition(".")[0]]
+        for module in (root, getattr(root, "dlpack", None)):
+            if hasattr(module, "from_dlpack"):
+                return module
+    raise TypeError(
+        f"{type(x).__module__}.{type(x).__name__} exports DLPack but its library offers "
+        "no from_dlpack, so the result could not be returned in kind. Convert it to "
+        "NumPy or torch first."
+    )

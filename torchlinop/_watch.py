@@ -1,0 +1,116 @@
+"""Noticing that something a kept result depends on has changed.
+
+A linearization is stale as soon as a parameter, a buffer or a data tensor changed. Each
+product asks; the answer has to be cheap, so three kinds of evidence are combined:
+
+* where a tensor lives and PyTorch's version counter of it, which every in-place
+  operation increments;
+* for tensors on the CPU that may be changed behind that counter (``p.data.mul_(2)``, a
+  NumPy array that shares the memory), a checksum of the bits: one read of the tensor;
+* for modules, which object sits in each slot, and the training flag where it matters.
+
+On a GPU the bits are not read, because that would stall the stream in every product;
+after a change through ``.data`` there, the owner calls ``refresh()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+#: lanes of the checksum; a prime, so that rows of a matrix fall into different lanes
+_LANES = 1021
+
+
+class Watch:
+    """A set of tensors and modules whose changes are noticed.
+
+    Parameters
+    ----------
+    tensors
+        Watched for changes of place, version and, on the CPU, content.
+    modules
+        Watched for replaced parameters and buffers, which are then watched too.
+    flags
+        Modules whose ``training`` attribute changes what they compute.
+    """
+
+    def __init__(
+        self,
+        tensors: Iterable[Tensor],
+        *,
+        modules: Iterable[nn.Module] = (),
+        flags: Iterable[nn.Module] = (),
+    ) -> None:
+        self._slots: list[tuple[dict[str, Any], str, Tensor]] = []
+        watched = {id(t): t for t in tensors}
+        for module in modules:
+            for child in module.modules():
+                for slots in (child._parameters, child._buffers):
+                    for name, tensor in slots.items():
+                        if tensor is not None:
+                            self._slots.append((slots, name, tensor))
+                            watched[id(tensor)] = tensor
+        self._tensors = [t for t in watched.values() if t.layout == torch.strided]
+        self._flags = list(flags)
+        self._training = [m.training for m in self._flags]
+        self._evidence = [(t.data_ptr(), t._version) for t in self._tensors]
+        self._sums = [_checksum_of(t) for t in self._tensors]
+        self._values = [None if s is None else s() for s in self._sums]
+
+    def changed(self) -> bool:
+        """Whether anything differs from when this watch was set up."""
+        for slots, name, tensor in self._slots:
+            if slots.get(name) is not tensor:
+                return True
+        for tensor, (pointer, version) in zip(self._tensors, self._evidence, strict=True):
+            if tensor._version != version or tensor.data_ptr() != pointer:
+                return True
+        for module, training in zip(self._flags, self._training, strict=True):
+            if module.training is not training:
+                return True
+        for checksum, value in zip(self._sums, self._values, strict=True):
+            if checksum is not None and checksum() != value:
+                return True
+        return False
+
+
+def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
+    """Return a function that digests the tensor's bits, or None if it has no cheap one."""
+    if tensor.device.type != "cpu" or tensor.is_inference() or tensor.numel() == 0:
+        return None
+    flat = tensor.detach()
+    if flat.is_conj() or flat.is_neg() or not _dense(flat):
+        return lambda: flat.resolve_conj().resolve_neg().contiguous().numpy().tobytes()
+    storage = flat.as_strided((flat.numel(),), (1,), flat.storage_offset())
+    bits = storage.view(torch.uint8).numpy()
+    if bits.size <= 8 * _LANES:
+        return bits.tobytes
+    start = -bits.ctypes.data % 8  # to the first aligned word
+    words = bits[start : start + (bits.size - start) // 8 * 8].view(np.uint64)
+    ends = bits[:start], bits[start + words.size * 8 :]
+    whole = words.size // _LANES * _LANES
+    lanes = words[:whole].reshape(-1, _LANES)
+    rest = words[whole:]
+
+    def digest() -> bytes:
+        total = np.add.reduce(lanes, axis=0)
+        return b"".join(a.tobytes() for a in (total, rest, *ends))
+
+    return digest
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one block of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,151 @@
+"""Saying which operation has no derivative, and in which module it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+_SYMPTOMS = (
+    "derivative for",
+    "derivative of",
+    "differentiate twice",
+    "once_differentiable",
+    "does not support",
+    "not implemented for",
+    "forward AD",
+    "double backward",
+    "setup_context",
+    "vmap",
+)
+
+
+class UnsupportedDerivativeError(RuntimeError):
+    """An operation of the model lacks a derivative that the product needs."""
+
+
+def is_missing_derivative(error: BaseException) -> bool:
+    """Whether an exception of torch means that a derivative is not implemented."""
+    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
+        symptom in str(error) for symptom in _SYMPTOMS
+    )
+
+
+def explain(
+    error: BaseException, model: Any, evaluate: Callable[[], Any], order: int
+) -> UnsupportedDerivativeError:
+    """Find the module that fails and describe the failure.
+
+    Parameters
+    ----------
+    error
+        What torch raised.
+    model
+        The user's model.
+    evaluate
+        Evaluates the model once, on the batch that failed.
+    order
+        Order of the derivative that was needed, 1 or 2.
+    """
+    calls: list[tuple[nn.Module, tuple, dict]] = []
+    if isinstance(model, nn.Module):
+        inside = {id(m) for m in model.modules()}
+
+        def record(module: nn.Module, args: tuple, kwargs: dict, _: Any) -> None:
+            if id(module) in inside:
+                calls.append((module, args, kwargs))
+
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            record,
+            with_kwargs=True,
+        )
+        try:
+            with torch.enable_grad():
+                evaluate()
+        except Exception:  # the model's own failure; the calls up to it are recorded
+            pass
+        finally:
+            handle.remove()
+
+    names = {id(m): n for n, m in model.named_modules()} if calls else {}
+    where, operation = "the model", _operation_in(str(error))
+    for module, args, kwargs in calls:  # children come before their parents
+        problem, nodes = _second_derivative_fails(module, args, kwargs)
+        if problem is not None:
+            name = names[id(module)] or "the model itself"
+            where = f"module {name!r} ({type(module).__name__})"
+            operation = _operation_in(problem) or nodes or operation
+            break
+    kind = {1: "derivative", 2: "second derivative"}[order]
+    what = f"operation {operation}" if operation else "an operation"
+    return UnsupportedDerivativeError(
+        f"{what} in {where} has no {kind} in PyTorch, which this operator needs. "
+        "Replace it by an equivalent made of differentiable operations; for a "
+        "custom autograd.Function, remove once_differentiable and write backward with "
+        "torch operations; where first derivatives are enough, use the GGN, which needs "
+        f"no second derivative of the model. PyTorch said: {error}"
+    )
+
+
+def _second_derivative_fails(
+    module: nn.Module, args: tuple, kwargs: dict
+) -> tuple[str | None, str | None]:
+    leaves: list[Tensor] = []
+
+    def detached(t: Tensor) -> Tensor:
+        t = t.detach()
+        if t.is_floating_point():
+            leaves.append(t.requires_grad_())
+        return t
+
+    state = {n: detached(p) for n, p in module.named_parameters()}
+    state |= {n: b.clone() for n, b in module.named_buffers()}
+    args, kwargs = pytree.tree_map_only(Tensor, detached, (args, kwargs))
+    custom = None
+    try:
+        with torch.enable_grad():
+            output = functional_call(module, state, args, kwargs)
+            outputs = [
+                t
+                for t in pytree.tree_leaves(output)
+                if isinstance(t, Tensor) and t.requires_grad
+            ]
+            custom = _custom_function(outputs)
+            value = sum((t.square().sum() for t in outputs), torch.zeros(()))
+            if not value.requires_grad:
+                return None, None
+            first = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
+            total = sum(
+                (g.square().sum() for g in first if g is not None and g.requires_grad),
+                torch.zeros(()),
+            )
+            if total.requires_grad:
+                torch.autograd.grad(total, leaves, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        return str(error), custom
+    return None, None
+
+
+def _custom_function(outputs: Sequence[Tensor]) -> str | None:
+    """Name of a user-written autograd.Function in the graph, if there is one."""
+    stack: list[Any] = [t.grad_fn for t in outputs]
+    seen = set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return type(node).__name__.removesuffix("Backward")
+        stack.extend(f for f, _ in node.next_functions)
+    return None
+
+
+def _operation_in(message: str) -> str | None:
+    found = re.search(r"aten::(\w+)|derivative for '?(\w+)'?", message)
+    return next((group for group in found.groups() if group), None) if found else None

@@ -1,0 +1,237 @@
+"""Linearize once, apply many: products with derivatives at a fixed point.
+
+Everything that does not depend on the vector is computed when a linearization is built
+and is kept in an autograd graph; a product is one pass through that graph. Second
+derivatives are taken reverse over reverse, which is as accurate as the gradient itself,
+and a Jacobian is applied by differentiating the (linear) map ``u -> J^T u``.
+
+Blocks of vectors have the block dimension first: ``(K, *shape)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchlinop.autodiff.rules import SecondOrderRules
+
+Function = Callable[[Sequence[Tensor]], Tensor]
+
+
+@contextmanager
+def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
+    """Evaluate a model such that its second derivatives exist, leaving no trace.
+
+    Gradient mode is on, automatic mixed precision off, fused attention replaced by the
+    explicit formula, and the random state is restored on the way out.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if rules:
+            stack.enter_context(SecondOrderRules())
+        yield
+
+
+class HessianProduct:
+    """``v -> H v`` from a recorded gradient.
+
+    Parameters
+    ----------
+    gradient
+        Gradient with respect to each of ``parameters``, with its graph.
+    parameters
+        The leaves at which the gradient was recorded.
+    """
+
+    def __init__(
+        self, gradient: Sequence[Tensor | None], parameters: Sequence[Tensor]
+    ) -> None:
+        active = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
+        self._active = active if len(active) < len(gradient) else None
+        self._gradient = [gradient[i] for i in active]
+        self._parameters = tuple(parameters)
+
+    @property
+    def graph(self) -> list[Tensor]:
+        """Tensors whose graphs this linearization keeps alive."""
+        return [g for g in self._gradient if g is not None]
+
+    def __call__(self, v: Sequence[Tensor], *, batched: bool = False) -> list[Tensor]:
+        """``H v`` as one tensor per parameter, shaped like ``v``."""
+        v_active = v if self._active is None else [v[i] for i in self._active]
+        if not v_active:
+            return [torch.zeros_like(x) for x in v]
+        products = torch.autograd.grad(
+            self._gradient,  # type: ignore[arg-type]
+            self._parameters,
+            v_active,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+        return [
+            torch.zeros_like(x) if p is None else p
+            for p, x in zip(products, v, strict=True)
+        ]
+
+
+class JacobianProducts:
+    """``v -> J v`` and ``u -> J^T u`` from a recorded output.
+
+    Parameters
+    ----------
+    output
+        The function's value, with its graph.
+    parameters
+        The leaves at which it was recorded.
+    """
+
+    def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
+        self._parameters = tuple(parameters)
+        self._output = output
+        self.output = output.detach()
+        self._cotangent = torch.zeros_like(self.output, requires_grad=True)
+        self._pullback: list[Tensor] = []
+        self._active: list[int] = []
+        if output.requires_grad:
+            pullback = torch.autograd.grad(
+                output,
+                self._parameters,
+                self._cotangent,
+                create_graph=True,
+                allow_unused=True,
+            )
+            for i, z in enumerate(pullback):
+                if z is not None and z.requires_grad:
+                    self._active.append(i)
+                    self._pullback.append(z)
+
+    @property
+    def graph(self) -> list[Tensor]:
+        """Tensors whose graphs this linearization keeps alive."""
+        return [self._output, *self._pullback]
+
+    def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
+        """``J v``, shaped like the output."""
+        (product,) = (
+            torch.autograd.grad(
+                self._pullback,
+                self._cotangent,
+                [v[i] for i in self._active],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=batched,
+            )
+            if self._active
+            else (None,)
+        )
+        if product is None:
+            shape = (v[0].shape[0],) if batched else ()
+            return self.output.new_zeros((*shape, *self.output.shape))
+        return product
+
+    def vjp(self, u: Tensor, *, batched: bool = False) -> list[Tensor]:
+        """``J^T u`` as one tensor per parameter."""
+        shape = (u.shape[0],) if batched else ()
+        if not self._output.requires_grad:
+            return [p.new_zeros((*shape, *p.shape)) for p in self._parameters]
+        products = torch.autograd.grad(
+            self._output,
+            self._parameters,
+            u,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+        return [
+            g if g is not None else p.new_zeros((*shape, *p.shape))
+            for g, p in zip(products, self._parameters, strict=True)
+        ]
+
+
+class ForwardJacobianProducts(JacobianProducts):
+    """``J v`` by forward-mode differentiation, for operations without a second derivative.
+
+    Every product evaluates the function again.
+    """
+
+    def __init__(self, function: Function, parameters: Sequence[Tensor]) -> None:
+        self._function = function
+        self._parameters = tuple(parameters)
+        self._output = function(self._parameters)
+        self.output = self._output.detach()
+
+    @property
+    def graph(self) -> list[Tensor]:
+        """Tensors whose graphs this linearization keeps alive."""
+        return [self._output]
+
+    def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
+        """``J v``, shaped like the output."""
+        if batched:
+            return torch.stack([self.jvp(column) for column in zip(*v, strict=True)])
+        with recording(self.output.device, rules=False), forward_ad.dual_level():
+            duals = [
+                forward_ad.make_dual(p.detach(), t.to(p.dtype))
+                for p, t in zip(self._parameters, v, strict=True)
+            ]
+            tangent = forward_ad.unpack_dual(self._function(duals)).tangent
+        return torch.zeros_like(self.output) if tangent is None else tangent.detach()
+
+
+def retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor] = ()) -> int:
+    """Bytes of distinct storages that the graphs of ``tensors`` keep alive.
+
+    Counts what every node saved for its backward pass, except the storages of
+    ``exclude`` (parameters and data, which live anyway).
+    """
+    seen = {t.untyped_storage().data_ptr() for t in exclude}
+    total = 0
+    nodes: set[object] = set()
+    stack: list[object] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    for t in tensors:
+        total += _count(t, seen)
+    while stack:
+        node = stack.pop()
+        if node in nodes:
+            continue
+        nodes.add(node)
+        for name in _saved_names(type(node), node):
+            try:
+                value = getattr(node, name)
+            except RuntimeError:  # freed, or never filled
+                continue
+            for tensor in value if isinstance(value, (tuple, list)) else (value,):
+                if isinstance(tensor, Tensor):
+                    total += _count(tensor, seen)
+        stack.extend(f for f, _ in node.next_functions if f is not None)  # type: ignore[attr-defined]
+    return total
+
+
+def _count(tensor: Tensor, seen: set[int]) -> int:
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in seen:
+        return 0
+    seen.add(storage.data_ptr())
+    return storage.nbytes()
+
+
+_SAVED_NAMES: dict[type, list[str]] = {}
+
+
+def _saved_names(kind: type, node: object) -> list[str]:
+    if kind not in _SAVED_NAMES:
+        raw = [n for n in dir(node) if n.startswith("_saved_")]
+        names = raw + (["saved_tensors"] if hasattr(kind, "saved_tensors") else [])
+        _SAVED_NAMES[kind] = names
+    return _SAVED_NAMES[kind]

@@ -1,0 +1,252 @@
+"""Fisher matrices as sums of gradient outer products: sampled and empirical."""
+
+from __future__ import annotations
+
+import operator
+from typing import Unpack
+
+import torch
+from torch import Generator, Tensor
+
+from torchlinop._kept import KeptLinearizations
+from torchlinop._operator import TorchLinearOperator
+from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.autodiff.losses import (
+    CrossEntropy,
+    HessianProduct,
+    LikelihoodLoss,
+    row_dimension,
+)
+from torchlinop.curvature.ggn import GaussNewtonBuilder
+from torchlinop.data import Batch
+from torchlinop.risk import EmpiricalRisk, RiskOptions
+
+
+class FisherMCLinearOperator(TorchLinearOperator):
+    r"""Monte-Carlo approximation of the Fisher information matrix.
+
+    .. math::
+        F = \frac1Z \sum_n \frac1M \sum_{m=1}^M
+            (J_n^\top s_{nm}) (J_n^\top s_{nm})^\top
+
+    where :math:`s_{nm}` is the loss gradient with respect to the prediction at a label
+    drawn from the model's own likelihood: softmax for ``CrossEntropyLoss``, Bernoulli for
+    ``BCEWithLogitsLoss``, a Gaussian for ``MSELoss``. It is scaled with the square root
+    of the datum's weight in the loss, so that :math:`F` has the GGN as expectation for
+    every weighting, and approaches it like :math:`1/\sqrt M`. A datum is one vector along
+    the class dimension (cross-entropy) or the last dimension.
+
+    For one ``seed`` this is one fixed matrix, the same on every device and however the
+    data is cut into batches. The global random state is neither read nor changed.
+
+    Parameters
+    ----------
+    model, loss_function, params, data
+        What :class:`~torchlinop.risk.EmpiricalRisk` describes; the loss is one of the
+        three named above, the data comes in a fixed order.
+    mc_samples
+        Number :math:`M` of labels drawn for each datum.
+    seed
+        Which matrix.
+    **options
+        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`.
+
+    Raises
+    ------
+    TypeError
+        The loss has no known likelihood.
+    ValueError
+        ``mc_samples`` is no positive integer, or the data is shuffled.
+
+    References
+    ----------
+    Kunstner, Balles, Hennig, "Limitations of the empirical Fisher approximation for
+    natural gradient descent" (2019), https://arxiv.org/abs/1905.12558
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop import FisherMCLinearOperator
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = [(torch.eye(2), torch.zeros(2, 1))]
+    >>> F = FisherMCLinearOperator(
+    ...     model, torch.nn.MSELoss(), model.parameters(), data, mc_samples=100_000
+    ... )
+    >>> F.to_dense().round(decimals=1)  # the GGN is the identity
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss_function: Loss,
+        params: Parameters,
+        data: Data,
+        *,
+        mc_samples: int = 1,
+        seed: int = 0,
+        **options: Unpack[RiskOptions],
+    ) -> None:
+        try:
+            self.mc_samples = operator.index(mc_samples)
+            self.seed = operator.index(seed)
+        except TypeError as error:
+            raise ValueError(
+                f"mc_samples and seed have to be integers, got {mc_samples!r}, {seed!r}."
+            ) from error
+        if self.mc_samples < 1:
+            raise ValueError(f"mc_samples has to be at least 1, got {mc_samples}.")
+        risk = EmpiricalRisk(model, loss_function, params, data, ordered=True, **options)
+        if not isinstance(risk.loss, LikelihoodLoss):
+            raise TypeError(
+                "Labels can be drawn for CrossEntropyLoss, MSELoss and "
+                f"BCEWithLogitsLoss only; the likelihood of {loss_function!r} is not "
+                "known. Use GGNLinearOperator, which takes any loss."
+            )
+        self.space = risk.space
+        n = self.space.dim
+        super().__init__((n, n), self.space.dtype, self.space.device)
+        sampled = _SampledGradients(risk, self.mc_samples, self.seed)
+        self._maps = KeptLinearizations(risk, GaussNewtonBuilder(risk, sampled))
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._maps.total(x)
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return self
+
+    def refresh(self) -> None:
+        """Forget everything that was kept, after changes that could not be noticed."""
+        self._maps.refresh()
+
+
+class EFLinearOperator(TorchLinearOperator):
+    r"""Empirical Fisher: the uncentred second moment of the data's gradients.
+
+    .. math:: E = \frac1Z \sum_n g_n g_n^\top, \qquad
+              g_n = J_n^\top \nabla_f \ell(f_n, y_n)
+
+    with :math:`\ell` the datum's summand of the risk, its weight included. A datum is one
+    vector along the class dimension (cross-entropy) or the last dimension.
+
+    Parameters
+    ----------
+    model, loss_function, params, data
+        What :class:`~torchlinop.risk.EmpiricalRisk` describes. A callable loss has to be
+        a sum or mean of independent terms, one for each datum.
+    **options
+        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`.
+
+    References
+    ----------
+    Kunstner, Balles, Hennig (2019), https://arxiv.org/abs/1905.12558, equation 3
+
+    Examples
+    --------
+    One datum with residual 1: the gradient is ``2 x``.
+
+    >>> import torch
+    >>> from torchlinop import EFLinearOperator
+    >>> f = lambda params, X: X @ params[0]
+    >>> data = [(torch.tensor([[1.0, 2.0]]), torch.tensor([[-1.0]]))]
+    >>> E = EFLinearOperator(f, torch.nn.MSELoss(), [torch.zeros(2, 1)], data)
+    >>> E.to_dense()
+    tensor([[ 4.,  8.],
+            [ 8., 16.]])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss_function: Loss,
+        params: Parameters,
+        data: Data,
+        **options: Unpack[RiskOptions],
+    ) -> None:
+        risk = EmpiricalRisk(model, loss_function, params, data, **options)
+        self.space = risk.space
+        n = self.space.dim
+        super().__init__((n, n), self.space.dtype, self.space.device)
+        gradients = _DataGradients(risk)
+        self._maps = KeptLinearizations(risk, GaussNewtonBuilder(risk, gradients))
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._maps.total(x)
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return self
+
+    def refresh(self) -> None:
+        """Forget everything that was kept, after changes that could not be noticed."""
+        self._maps.refresh()
+
+
+class _SampledGradients:
+    """Outer products of gradients at labels drawn from the model's likelihood."""
+
+    def __init__(self, risk: EmpiricalRisk, mc_samples: int, seed: int) -> None:
+        self._risk = risk
+        self._mc_samples = mc_samples
+        #: state of the generator before each batch, so that any can be drawn again
+        self._states: dict[int, Tensor] = {}
+        self._states[0] = Generator().manual_seed(seed).get_state()
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
+        loss = self._risk.loss
+        assert isinstance(loss, LikelihoodLoss)
+        generator = Generator()
+        generator.set_state(self._states[batch.position])
+        samples = loss.sample_gradients(prediction, batch.y, self._mc_samples, generator)
+        self._states[batch.position + 1] = generator.get_state()
+        samples = samples / (self._mc_samples * self._risk.normalizer) ** 0.5
+        return _outer_products(samples, _row_dimension(self._risk, prediction))
+
+
+class _DataGradients:
+    """Outer products of the data's own gradients."""
+
+    def __init__(self, risk: EmpiricalRisk) -> None:
+        self._risk = risk
+
+    def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
+        with torch.enable_grad():
+            leaf = prediction.detach().requires_grad_()
+            scale = self._risk.normalizer**-0.5
+            gradient = self._risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
+            gradient = scale * gradient.detach()
+        dim = _row_dimension(self._risk, prediction)
+        return _outer_products(gradient.unsqueeze(0), dim)
+
+
+def _row_dimension(risk: EmpiricalRisk, prediction: Tensor) -> int | None:
+    classes_first = isinstance(risk.loss, CrossEntropy)
+    return row_dimension(prediction, classes_first=classes_first)
+
+
+def _outer_products(vectors: Tensor, dim: int | None) -> HessianProduct:
+    r"""Block-diagonal :math:`\sum_m s_{nm} s_{nm}^\top` with one block for each datum.
+
+    Parameters
+    ----------
+    vectors
+        Shape ``(M, *prediction.shape)``.
+    dim
+        Negative dimension that holds a datum's components; None for scalars.
+    """
+    if dim is None:
+        diagonal = vectors.square().sum(0)
+        return lambda u: diagonal * u
+    if vectors.shape[0] == 1:
+        only = vectors[0]
+        return lambda u: only * (only * u).sum(dim, keepdim=True)
+    rows = vectors.movedim(dim, -1)  # (M, *data, C)
+    rows = rows.reshape(rows.shape[0], -1, rows.shape[-1]).transpose(0, 1).contiguous()
+
+    def product(u: Tensor) -> Tensor:
+        moved = u.movedim(dim, -1)  # ([K,] *data, C)
+        columns = moved.reshape(-1, *rows.shape[::2]).permute(1, 2, 0)  # (data, C, K)
+        out = rows.mT @ (rows @ columns)
+        return out.permute(2, 0, 1).reshape(moved.shape).movedim(-1, dim)
+
+    return product

@@ -1,0 +1,202 @@
+"""The Jacobian of a model's predictions, or of any torch function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from torchlinop._kept import KeptLinearizations
+from torchlinop._operator import TorchLinearOperator
+from torchlinop._space import ParameterSpace
+from torchlinop._typing import Data, Model, Parameters
+from torchlinop.autodiff.columns import apply_rows
+from torchlinop.autodiff.linearize import recording
+from torchlinop.curvature.ggn import LinearizedModel
+from torchlinop.data import Batch
+from torchlinop.risk import ModelOnData, ModelOptions, TorchFunction
+
+
+class JacobianLinearOperator(TorchLinearOperator):
+    r"""Jacobian of all predictions with respect to the parameters.
+
+    Rows are the entries of ``model(X)`` in row-major order, batch after batch; columns
+    are parameters. The transpose, ``J.T``, shares the linearizations.
+
+    Parameters
+    ----------
+    model, params, data
+        What :class:`~torchlinop.risk.EmpiricalRisk` describes. The targets in ``data``
+        are not used; the order of the data is that of the rows.
+    **options
+        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`, ``reduction``
+        excepted.
+
+    Attributes
+    ----------
+    space : ParameterSpace
+        Order, names and shapes of the parameters in a vector.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop import JacobianLinearOperator
+    >>> X = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> J = JacobianLinearOperator(model, model.parameters(), [(X, None)])
+    >>> J.to_dense()
+    tensor([[1., 2.],
+            [3., 4.]])
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Parameters,
+        data: Data,
+        **options: Unpack[ModelOptions],
+    ) -> None:
+        source = ModelOnData(model, params, data, ordered=True, **options)
+        source.survey()
+        sizes = []
+        for batch in source.batches:
+            leaves = [p.detach() for p in source.leaves()]
+            with recording(source.space.device, rules=False), torch.no_grad():
+                sizes.append(source.predict(leaves, batch.X).numel())
+        self._setup(source, _OfModel(source), sizes)
+
+    @classmethod
+    def from_function(cls, f: Callable[[Any], Tensor], x: Any) -> JacobianLinearOperator:
+        """Jacobian of any torch function at ``x``.
+
+        Parameters
+        ----------
+        f
+            Function of ``x`` that returns a tensor.
+        x
+            A tensor, or a dict or list of tensors. The operator follows changes of its
+            values; after changes of other things that ``f`` uses, call :meth:`refresh`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torchlinop import JacobianLinearOperator
+        >>> x = torch.tensor([1.0, 2.0])
+        >>> J = JacobianLinearOperator.from_function(lambda x: x.prod() * x, x)
+        >>> J.to_dense()
+        tensor([[4., 1.],
+                [4., 4.]])
+        """
+        operator = cls.__new__(cls)
+        source = TorchFunction(f, x)
+        leaves = [t.detach() for t in source.leaves()]
+        with recording(source.space.device, rules=False), torch.no_grad():
+            size = source.predict(leaves).numel()
+        operator._setup(source, _OfModel(source), [size])
+        return operator
+
+    def _setup(
+        self, source: ModelOnData | TorchFunction, build: Any, sizes: list[int]
+    ) -> None:
+        self.space: ParameterSpace = source.space
+        shape = (sum(sizes), self.space.dim)
+        super().__init__(shape, self.space.dtype, self.space.device)
+        self._sizes = sizes
+        self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(source, build)
+
+    def _apply(self, x: Tensor) -> Tensor:
+        rows = x.T.contiguous()
+
+        def compute() -> Tensor:
+            blocks = [
+                apply_rows(
+                    batch.forward,
+                    rows,
+                    nbytes=batch.nbytes,
+                    state=self._maps.block_state,
+                )
+                for batch in self._maps
+            ]
+            return self._checked(torch.cat(blocks, dim=1) if blocks[1:] else blocks[0])
+
+        return self._maps.retrying(compute).T.contiguous()
+
+    def _apply_transpose(self, x: Tensor) -> Tensor:
+        parts = x.T.split(self._sizes, dim=1)
+
+        def compute() -> Tensor:
+            total: Tensor | None = None
+            for batch, rows in zip(self._maps, parts, strict=True):
+                part = apply_rows(
+                    batch.backward,
+                    rows.contiguous(),
+                    nbytes=batch.nbytes,
+                    state=self._maps.block_state,
+                )
+                total = part if total is None else total.add_(part)
+            assert total is not None
+            return total
+
+        return self._maps.retrying(compute).T.contiguous()
+
+    def _checked(self, rows: Tensor) -> Tensor:
+        if rows.shape[1] != self.shape[0]:
+            raise RuntimeError(
+                f"The model now gives {rows.shape[1]} outputs on the data; when the "
+                f"Jacobian was built it gave {self.shape[0]}. Build it again."
+            )
+        return rows
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return _TransposedJacobian(self)
+
+    def refresh(self) -> None:
+        """Forget everything that was kept, after changes that could not be noticed."""
+        self._maps.refresh()
+
+
+class _TransposedJacobian(TorchLinearOperator):
+    """``J.T`` on the linearizations of ``J``."""
+
+    def __init__(self, jacobian: JacobianLinearOperator) -> None:
+        shape = jacobian.shape[::-1]
+        super().__init__(shape, jacobian.torch_dtype, jacobian.device)
+        self._jacobian = jacobian
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._jacobian._apply_transpose(x)
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return self._jacobian
+
+
+class _OfModel:
+    """Builds the Jacobian of one batch."""
+
+    def __init__(self, source: ModelOnData | TorchFunction) -> None:
+        self._source = source
+
+    def __call__(self, batch: Batch) -> _JacobianMap:
+        return _JacobianMap(LinearizedModel(self._source, batch))
+
+
+class _JacobianMap:
+    """One batch's Jacobian and its transpose as functions of rows."""
+
+    def __init__(self, model: LinearizedModel) -> None:
+        self._model = model
+        self.nbytes = model.nbytes
+
+    def forward(self, v: Tensor, *, batched: bool = False) -> Tensor:
+        product = self._model.jvp(v, batched=batched)
+        # a fresh tensor in the exchanged dtype, never the graph's own
+        product = product.to(v.dtype, copy=True)
+        return product.reshape(v.shape[0], -1) if batched else product.reshape(-1)
+
+    def backward(self, u: Tensor, *, batched: bool = False) -> Tensor:
+        output = self._model.output
+        u = u.to(output.dtype)
+        shape = (u.shape[0], *output.shape) if batched else output.shape
+        return self._model.vjp(u.reshape(shape), batched=batched)

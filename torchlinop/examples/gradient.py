@@ -1,0 +1,63 @@
+"""The gradient of the empirical risk."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.risk import EmpiricalRisk, RiskOptions
+
+
+def gradient_and_loss(
+    model: Model,
+    loss_function: Loss,
+    params: Parameters,
+    data: Data,
+    **options: Unpack[RiskOptions],
+) -> tuple[list[Tensor], Tensor]:
+    """Gradient and value of the empirical risk on all data.
+
+    Parameters
+    ----------
+    model, loss_function, params, data, **options
+        What :class:`~torchlinop.risk.EmpiricalRisk` describes.
+
+    Returns
+    -------
+    gradient : list of Tensor
+        One tensor for each parameter, in the order of ``params``. The parameters' own
+        ``.grad`` is untouched.
+    loss : Tensor
+        A scalar.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop.examples import gradient_and_loss
+    >>> model = lambda params, X: X @ params[0]
+    >>> data = [(torch.eye(2), torch.ones(2, 1))]
+    >>> gradient_and_loss(model, torch.nn.MSELoss(), [torch.zeros(2, 1)], data)
+    ([tensor([[-1.],
+            [-1.]])], tensor(1.))
+    """
+    risk = EmpiricalRisk(model, loss_function, params, data, **options)
+    leaves = risk.leaves()
+    gradient = [torch.zeros_like(leaf) for leaf in leaves]
+    loss = torch.zeros((), dtype=risk.space.dtype, device=risk.space.device)
+    for batch in risk.batches:
+        share = 1.0
+        if risk.loss.reduction == "mean":
+            share = risk.loss.normalizer(batch.y, batch.size) / risk.normalizer
+            if share == 0:  # every target of the batch is ignored
+                continue
+        with torch.enable_grad():
+            value = share * loss_function(risk.predict(leaves, batch.X), batch.y)
+            parts = torch.autograd.grad(value, leaves, allow_unused=True)
+        loss += value.detach()
+        for total, part in zip(gradient, parts, strict=True):
+            if part is not None:
+                total += part
+    return gradient, loss

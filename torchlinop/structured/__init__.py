@@ -1,0 +1,6 @@
+"""Operators whose matrix has a structure that is known in advance."""
+
+from torchlinop.structured.diagonal import DiagonalLinearOperator
+from torchlinop.structured.identity import IdentityLinearOperator
+
+__all__ = ["DiagonalLinearOperator", "IdentityLinearOperator"]
