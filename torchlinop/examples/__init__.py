@@ -4,6 +4,7 @@ from torchlinop.examples.dense import (
     dense_empirical_fisher,
     dense_ggn,
     dense_gradient,
+    dense_gradient_and_loss,
     dense_hessian,
     dense_jacobian,
 )
@@ -13,6 +14,7 @@ __all__ = [
     "dense_empirical_fisher",
     "dense_ggn",
     "dense_gradient",
+    "dense_gradient_and_loss",
     "dense_hessian",
     "dense_jacobian",
     "gradient_and_loss",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacrev, jvp
+from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, jvp
 
 from torchlinop._space import named_parameters
 from torchlinop._typing import Data, Loss, Model, Parameters
@@ -25,7 +25,8 @@ def dense_hessian(
 ) -> Tensor:
     """Hessian of the loss on all data, shape ``(P, P)``."""
     predict, theta, _, y = _flat_model(model, params, data)
-    return hessian(lambda t: loss_function(predict(t), y))(theta)
+    matrix: Tensor = hessian(lambda t: loss_function(predict(t), y))(theta)
+    return matrix
 
 
 def dense_ggn(model: Model, loss_function: Loss, params: Parameters, data: Data) -> Tensor:
@@ -33,7 +34,7 @@ def dense_ggn(model: Model, loss_function: Loss, params: Parameters, data: Data)
     predict, theta, _, y = _flat_model(model, params, data)
 
     def linearized(t: Tensor) -> Tensor:
-        value, change = jvp(predict, (theta,), (t - theta,))
+        value, change = jvp(predict, (theta,), (t - theta,))[:2]
         return loss_function(value + change, y)
 
     return hessian(linearized)(theta)
@@ -45,6 +46,17 @@ def dense_gradient(
     """Gradient of the loss on all data, shape ``(P,)``."""
     predict, theta, _, y = _flat_model(model, params, data)
     return grad(lambda t: loss_function(predict(t), y))(theta)
+
+
+def dense_gradient_and_loss(
+    model: Model, loss_function: Loss, params: Parameters, data: Data
+) -> tuple[list[Tensor], Tensor]:
+    """Gradient, one tensor for each parameter, and value of the loss on all data."""
+    predict, theta, _, y = _flat_model(model, params, data)
+    gradient, loss = grad_and_value(lambda t: loss_function(predict(t), y))(theta)
+    listed = list(params.values() if isinstance(params, Mapping) else params)
+    parts = torch.split(gradient, [p.numel() for p in listed])
+    return [g.view(p.shape) for g, p in zip(parts, listed, strict=True)], loss
 
 
 def dense_empirical_fisher(
@@ -87,9 +99,8 @@ def _flat_model(
     model: Model, params: Parameters, data: Data
 ) -> tuple[_Flat, Tensor, Any, Any]:
     """Return the model as a function of one flat vector, on all data at once."""
-    listed = list(params.values()) if isinstance(params, Mapping) else list(params)
     as_mapping = isinstance(params, Mapping)
-    named = named_parameters(model, dict(params) if as_mapping else listed)
+    named = named_parameters(model, params)
     theta = torch.cat([p.detach().reshape(-1) for p in named.values()])
     X, y = _concatenated(data, theta.device)
     sizes = [p.numel() for p in named.values()]
