@@ -46,7 +46,7 @@ class KeptLinearizations(Generic[Map]):
 
     def _forget(self) -> None:
         self._kept: dict[int, Map] = {}
-        self._watches: list[Watch] = []
+        self._watches = [self._source.watch()]
         self._bytes = 0
         self._full = self._source.cache is False
         self._complete = False
@@ -78,8 +78,6 @@ class KeptLinearizations(Generic[Map]):
         if self._complete:
             yield from self._kept.values()
             return
-        if not self._watches:
-            self._watches.append(self._source.watch())
         if self._source.batches.shuffles:  # parts of two orders do not add up
             self._kept.clear()
             self._bytes = 0
@@ -106,7 +104,8 @@ class KeptLinearizations(Generic[Map]):
                 return
         self._kept[batch.position] = linear_map
         self._bytes += linear_map.nbytes
-        self._watches.append(Watch(batch.sources))
+        if not self._source.batches.lasting_tensors():  # else the source watches them
+            self._watches.append(Watch(batch.sources))
 
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""

@@ -100,6 +100,13 @@ class DataSource:
             )
         return total
 
+    def lasting_tensors(self) -> list[Tensor]:
+        """Tensors that are the same objects in every pass: those of a list of batches."""
+        if not isinstance(self._data, (list, tuple)):
+            return []
+        batches = (self._batch(i, item) for i, item in enumerate(self._data))
+        return [tensor for batch in batches for tensor in batch.sources]
+
     @property
     def num_batches(self) -> int:
         """Number of batches, once surveyed."""

@@ -15,7 +15,7 @@ from torchlinop._watch import Watch
 from torchlinop.autodiff.diagnose import explain, is_missing_derivative
 from torchlinop.autodiff.linearize import recording
 from torchlinop.autodiff.losses import LossFunction, as_loss
-from torchlinop.data import Batch, DataSource
+from torchlinop.data import Batch, DataChangedError, DataSource
 
 Result = TypeVar("Result")
 
@@ -151,11 +151,13 @@ class ModelOnData:
     # --------------------------------------------------------------------- changes
 
     def watch(self) -> Watch:
-        """Return a watch over everything but the data."""
-        modules = [self.model] if isinstance(self.model, nn.Module) else []
-        return Watch(
-            self._params.values(), modules=modules, flags=_mode_sensitive(self.model)
-        )
+        """Return a watch over everything that lasts: all but the batches of a loader."""
+        tensors = [*self._params.values(), *self.batches.lasting_tensors()]
+        modules = [m for m in self._modules() if isinstance(m, nn.Module)]
+        return Watch(tensors, modules=modules, flags=_mode_sensitive(self.model))
+
+    def _modules(self) -> list[Any]:
+        return [self.model]
 
     def survey(self) -> None:
         """Pass over the data, check what was asked for, and record what is there."""
@@ -288,19 +290,16 @@ class EmpiricalRisk(ModelOnData):
         self.loss: LossFunction = as_loss(loss_function, reduction)
         self.survey()
 
-    def watch(self) -> Watch:
-        """Return a watch over everything but the data."""
-        modules = [m for m in (self.model, self.loss_function) if isinstance(m, nn.Module)]
-        return Watch(
-            self._params.values(), modules=modules, flags=_mode_sensitive(self.model)
-        )
+    def _modules(self) -> list[Any]:
+        return [self.model, self.loss_function]
 
     def survey(self) -> None:
         """Pass over the data for the normaliser and the checks."""
         self.loss = as_loss(self.loss_function, self._reduction)
-        self._total = 0.0
+        self._shares: dict[int, float] = {}
         super().survey()
-        self.normalizer = 1.0 if self.loss.reduction == "sum" else self._total
+        mean = self.loss.reduction == "mean"
+        self.normalizer = sum(self._shares.values()) if mean else 1.0
         if self.normalizer == 0:
             raise ValueError(
                 "The loss averages over a total weight of zero: every target is ignored "
@@ -309,8 +308,20 @@ class EmpiricalRisk(ModelOnData):
 
     def _measure(self, batch: Batch) -> float:
         if self.loss.reduction == "mean":
-            self._total += self.loss.normalizer(batch.y, batch.size)
+            share = self.loss.normalizer(batch.y, batch.size)
+            self._shares[batch.position] = share
         return super()._measure(batch)
+
+    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+        """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
+        if self.loss.reduction == "mean" and not self.batches.shuffles:
+            share = self.loss.normalizer(batch.y, batch.size)
+            if share != self._shares[batch.position]:
+                raise DataChangedError(
+                    f"The weight of batch {batch.position} in the mean was "
+                    f"{self._shares[batch.position]} in an earlier pass, now {share}."
+                )
+        return super().record(batch, build)
 
 
 class TorchFunction:
@@ -397,6 +408,9 @@ class _OneBatch(list):
 
     def __init__(self) -> None:
         super().__init__([Batch(0, None, None, 1, ())])
+
+    def lasting_tensors(self) -> list[Tensor]:
+        return []
 
 
 # -------------------------------------------------------------------------- checks

@@ -39,9 +39,7 @@ def wheel() -> Path | None:
             raise FileNotFoundError(f"TORCHLINOP_CUPY_PATH: no {_SOLVERS} in {override}")
         return Path(override)
     spec = importlib.util.find_spec("cupyx")
-    if spec is None or spec.origin is None:
-        return None
-    return Path(spec.origin).parents[1]
+    return Path(spec.origin).parents[1] if spec and spec.origin else None
 
 
 @contextmanager
@@ -54,7 +52,7 @@ def installed() -> Iterator[ModuleType]:
     try:
         yield modules["cupy"]
     finally:
-        modules.update(_taken_out())  # the wheel's files are imported once only
+        modules.update(_taken_out())  # so that the wheel's files are imported only once
         sys.modules.update(aside)
 
 
@@ -65,40 +63,43 @@ def _taken_out() -> dict[str, ModuleType]:
 
 @functools.cache
 def _modules(folder: Path | None) -> dict[str, ModuleType]:
-    """What the wheel's Python files import and cannot import without a GPU."""
+    """What the solvers' files import and what cannot be imported without a GPU."""
     modules: dict[str, ModuleType] = {}
 
-    def add(name: str, path: str | None = None, **content: object) -> None:
+    def add(name: str, content: dict | None = None, *, more: bool = False) -> None:
         module = ModuleType(name)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        # where a path is given, further submodules come from the wheel
-        module.__path__ = [str(folder / path)] if folder and path else []
-        module.__dict__.update(content)
+        # where there is more, the wheel has it
+        path = folder.joinpath(*name.split(".")) if folder and more else None
+        module.__path__ = [str(path)] if path else []
+        module.__dict__.update(content or {})
         modules[name] = module
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(modules[parent], child, module)
 
-    add("cupy", "cupy", **array.FUNCTIONS)
-    add("cupy.linalg", **array.LINALG)
+    def never(*names: str) -> dict:
+        return dict.fromkeys(names, lambda x: False)
+
+    core = {"ndarray": array.ndarray, "elementwise_copy": array.elementwise_copy}
+    add("cupy", array.FUNCTIONS, more=True)
+    add("cupy.linalg", array.LINALG)
     add("cupy.linalg._util")
-    add("cupy.random", **array.RANDOM)
-    add("cupy._core", ndarray=array.ndarray, elementwise_copy=array.elementwise_copy)
-    add("cupy._core.core", ndarray=array.ndarray)
+    add("cupy.random", array.RANDOM)
+    add("cupy._core", core)
+    add("cupy._core.core", core)
     add("cupy._core._dtype")
-    add("cupy.cuda", runtime=SimpleNamespace(is_hip=False))
-    add("cupy.cuda.device", get_cublas_handle=lambda: 0)
+    add("cupy.cuda", {"runtime": SimpleNamespace(is_hip=False)})
+    add("cupy.cuda.device", {"get_cublas_handle": lambda: 0})
     add("cupy_backends")
     add("cupy_backends.cuda")
     add("cupy_backends.cuda.libs")
-    add("cupy_backends.cuda.libs.cublas", **blas.FUNCTIONS)
+    add("cupy_backends.cuda.libs.cublas", blas.FUNCTIONS)
     add("cupy_backends.cuda.libs.cusparse")
     if folder is not None:
-        add("cupyx", "cupyx")
-        add("cupyx.cusparse", check_availability=lambda name: False)
-        add("cupyx.scipy", "cupyx/scipy")
-        nothing = {name: lambda x: False for name in ("issparse", "isspmatrix")}
-        add("cupyx.scipy.sparse", "cupyx/scipy/sparse", **nothing)
-        nothing = {name: lambda x: False for name in ("_is_csr", "isspmatrix_csr")}
-        add("cupyx.scipy.sparse._csr", **nothing)
+        add("cupyx", more=True)
+        add("cupyx.cusparse", never("check_availability"))
+        add("cupyx.scipy", more=True)
+        add("cupyx.scipy.sparse", never("issparse", "isspmatrix"), more=True)
+        add("cupyx.scipy.sparse._csr", never("_is_csr", "isspmatrix_csr"))
     return modules

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """CuPy's flags; there is no ``writeable``."""
-
-    c_contiguous: bool
-    f_contiguous: bool
-    owndata: bool
-
-    def __getitem__(self, name: str) -> bool:
-        return getattr(self, name.lower())
-
-
-@dataclasses.dataclass(frozen=True)
-class MemoryPointer:
-    ptr: int
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
@@ -39,8 +22,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
 
     def __init__(self, host: np.ndarray) -> None:
         self._host = host
-
-    # ------------------------------------------------------------- what is refused
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed.")
@@ -59,15 +40,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         result = getattr(ufunc, method)(*map(to_host, inputs), **kwargs)
         return out[0] if out else from_host(result)
 
-    # -------------------------------------------------------------------- exchange
-
     def __dlpack__(
-        self,
-        *,
-        stream: Any = None,
-        max_version: Any = None,
-        dl_device: Any = None,
-        copy: Any = None,
+        self, *, stream: Any = None, max_version: Any = None, copy: Any = None
     ) -> Any:
         # torch 2.13 ends the process on negative strides; a failed test is better
         if any(s < 0 for s in self.strides):
@@ -81,33 +55,20 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
         return self._host.copy()
 
     @property
-    def data(self) -> MemoryPointer:
-        return MemoryPointer(self._host.ctypes.data)
-
-    # ---------------------------------------------------------------------- layout
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self._host.shape
-
-    @shape.setter
-    def shape(self, shape: tuple[int, ...]) -> None:
-        self._host = self._host.reshape(shape, copy=False)
+    def data(self) -> SimpleNamespace:
+        return SimpleNamespace(ptr=self._host.ctypes.data)
 
     @property
     def flags(self) -> Flags:
-        flags = self._host.flags
-        return Flags(flags.c_contiguous, flags.f_contiguous, flags.owndata)
+        return Flags(self._host)
 
     @property
     def _c_contiguous(self) -> bool:
-        return self.flags.c_contiguous
+        return self._host.flags.c_contiguous
 
     @property
     def _f_contiguous(self) -> bool:
-        return self.flags.f_contiguous
-
-    # -------------------------------------------------------------------- contents
+        return self._host.flags.f_contiguous
 
     def __getitem__(self, key: Any) -> ndarray:
         return ndarray(self._host[_key(key)])
@@ -115,8 +76,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def __setitem__(self, key: Any, value: Any) -> None:
         self._host[_key(key)] = to_host(value)
 
-    def __iter__(self) -> Any:
-        return (self[i] for i in range(len(self._host)))
+    def __iter__(self) -> Iterator[ndarray]:
+        return (self[i] for i in range(len(self)))
 
     def __len__(self) -> int:
         return len(self._host)
@@ -130,17 +91,19 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801
     def __float__(self) -> float:
         return float(self._host)
 
-    def __complex__(self) -> complex:
-        return complex(self._host)
-
-    def item(self) -> Any:
-        return self._host.item()
-
-    def fill(self, value: Any) -> None:
-        self._host.fill(to_host(value))
-
     def __repr__(self) -> str:
         return f"standin.{self._host!r}"
+
+
+class Flags(SimpleNamespace):
+    """CuPy's flags, of which none is ``writeable``."""
+
+    def __init__(self, host: np.ndarray) -> None:
+        names = ("c_contiguous", "f_contiguous", "owndata")
+        super().__init__(**{name: getattr(host.flags, name) for name in names})
+
+    def __getitem__(self, name: str) -> bool:
+        return getattr(self, name.lower())
 
 
 def _key(key: Any) -> tuple:
@@ -149,27 +112,8 @@ def _key(key: Any) -> tuple:
     return (*map(to_host, keys), *(() if any(k is ... for k in keys) else (...,)))
 
 
-def _property(name: str) -> property:
-    return property(lambda self: from_host(getattr(self._host, name)))
-
-
-def _method(name: str) -> Callable:
-    return lambda self, *args, **kwargs: from_host(
-        getattr(self._host, name)(*map(to_host, args), **kwargs)
-    )
-
-
-for _name in ("T", "dtype", "imag", "itemsize", "nbytes", "ndim", "real", "size", "strides"):
-    setattr(ndarray, _name, _property(_name))
-for _name in (
-    *("all", "any", "argsort", "astype", "conj", "copy", "dot", "max", "min", "ravel"),
-    *("reshape", "squeeze", "sum", "transpose"),
-):
-    setattr(ndarray, _name, _method(_name))
-
-
 def to_host(x: Any) -> Any:
-    """Unwrap; NumPy arrays are refused, as CuPy refuses them in its functions."""
+    """Unwrap; NumPy arrays are refused, as CuPy's functions refuse them."""
     if isinstance(x, ndarray):
         return x._host
     if isinstance(x, np.ndarray):
@@ -186,31 +130,37 @@ def from_host(x: Any) -> Any:
 
 def _lifted(function: Callable) -> Callable:
     """A NumPy function as a function of these arrays."""
-
-    @functools.wraps(function)
-    def lifted(*args: Any, **kwargs: Any) -> Any:
-        return from_host(function(*map(to_host, args), **kwargs))
-
-    return lifted
+    return lambda *args, **kwargs: from_host(function(*map(to_host, args), **kwargs))
 
 
-# ------------------------------------------------------------------ module functions
+def _attribute(name: str) -> property:
+    return property(lambda self: from_host(getattr(self._host, name)))
 
 
-def array(x: Any, dtype: Any = None, copy: bool = True, order: str = "K") -> ndarray:
-    """Copy to the device: CuPy's one way in for NumPy arrays."""
+def _method(name: str) -> Callable:
+    def method(self: ndarray, *args: Any, **kwargs: Any) -> Any:
+        return _lifted(getattr(self._host, name))(*args, **kwargs)
+
+    return method
+
+
+for _name in ("T", "dtype", "imag", "itemsize", "nbytes", "ndim"):
+    setattr(ndarray, _name, _attribute(_name))
+for _name in ("real", "shape", "size", "strides"):
+    setattr(ndarray, _name, _attribute(_name))
+for _name in ("all", "any", "astype", "conj", "copy", "dot", "fill", "item", "max"):
+    setattr(ndarray, _name, _method(_name))
+for _name in ("min", "ravel", "reshape", "squeeze", "sum", "transpose"):
+    setattr(ndarray, _name, _method(_name))
+
+
+# ----------------------------------------------------------------- functions of cupy
+
+
+def array(x: Any, dtype: Any = None, copy: bool = True) -> ndarray:
+    """The one way in for NumPy arrays, which are copied (to the device)."""
     host = x._host if isinstance(x, ndarray) else np.array(x)
-    if copy:
-        return ndarray(np.array(host, dtype=dtype, order=order))
-    return ndarray(np.asarray(host, dtype=dtype))
-
-
-def asarray(x: Any, dtype: Any = None) -> ndarray:
-    return array(x, dtype, copy=False)
-
-
-def asnumpy(x: Any) -> np.ndarray:
-    return x.get() if isinstance(x, ndarray) else np.asarray(x)
+    return ndarray(np.array(host, dtype) if copy else np.asarray(host, dtype))
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
@@ -220,20 +170,14 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return ndarray(host)
 
 
-def empty_like(x: ndarray) -> ndarray:
-    return empty(x.shape, x.dtype)
-
-
 def from_dlpack(x: Any) -> ndarray:
-    # by way of torch, since NumPy's own from_dlpack is read-only in some versions
+    # by way of torch, since the result of NumPy's own may be read-only
     return ndarray(torch.utils.dlpack.from_dlpack(x.__dlpack__()).numpy())
 
 
-def result_type(*arrays_and_dtypes: Any) -> np.dtype:
-    # this is CuPy's code: linear operators go to NumPy, which finds their .dtype
-    return np.result_type(
-        *(a.dtype if isinstance(a, ndarray) else a for a in arrays_and_dtypes)
-    )
+def result_type(*operands: Any) -> np.dtype:
+    # as CuPy does it: linear operators go to NumPy, which finds their .dtype
+    return np.result_type(*(x.dtype if isinstance(x, ndarray) else x for x in operands))
 
 
 def elementwise_copy(source: ndarray, target: ndarray) -> None:
@@ -254,40 +198,25 @@ class ElementwiseKernel:
         V.reshape(-1)[(j + 1) * n : (j + 2) * n] = v
 
 
-class _Random:
-    """NumPy's generator; nothing depends on CuPy's numbers."""
-
-    def seed(self, seed: int) -> None:
-        self._generator = np.random.default_rng(seed)
-
-    def random(self, shape: Any) -> ndarray:
-        return ndarray(self._generator.random(shape))
+def _all_lifted(module: Any, names: str) -> dict[str, Callable]:
+    return {name: _lifted(getattr(module, name)) for name in names.split()}
 
 
-_random = _Random()
-RANDOM = {"seed": _random.seed, "random": _random.random}
-LINALG = {
-    name: _lifted(getattr(np.linalg, name))
-    for name in ("cholesky", "eigh", "inv", "norm", "solve")
-}
-FUNCTIONS: dict[str, Any] = {
-    **{
-        f.__name__: f
-        for f in (
-            *(ndarray, array, asarray, asnumpy, empty, empty_like, from_dlpack),
-            *(result_type, ElementwiseKernel, np.dtype, np.finfo, np.isscalar),
-            *(np.float32, np.float64, np.complex64, np.complex128, np.int64),
-        )
-    },
-    **{
-        name: _lifted(getattr(np, name))
-        for name in (
-            *("any", "arange", "argsort", "ascontiguousarray", "asfortranarray"),
-            *("atleast_2d", "conj", "diag", "dot", "eye", "hstack", "inner", "isnan"),
-            *("matmul", "max", "maximum", "ones", "sort", "sqrt", "sum", "vdot"),
-            *("where", "zeros", "zeros_like"),
-        )
-    },
-    "newaxis": None,
-    "__version__": "0.standin",
+RANDOM = _all_lifted(np.random.RandomState(0), "seed random")
+LINALG = _all_lifted(np.linalg, "cholesky eigh inv norm solve")
+FUNCTIONS = {
+    "ndarray": ndarray,
+    "array": array,
+    "asarray": functools.partial(array, copy=False),
+    "asnumpy": lambda x: x.get() if isinstance(x, ndarray) else np.asarray(x),
+    "empty": empty,
+    "empty_like": lambda x: empty(x.shape, x.dtype),
+    "from_dlpack": from_dlpack,
+    "result_type": result_type,
+    "ElementwiseKernel": ElementwiseKernel,
+    **{name: getattr(np, name) for name in ("dtype", "finfo", "isscalar", "newaxis")},
+    **{name: getattr(np, name) for name in ("float32", "float64", "complexfloating")},
+    **_all_lifted(np, "any argsort asfortranarray atleast_2d conj diag dot eye hstack"),
+    **_all_lifted(np, "inner isnan matmul max maximum ones sort sqrt sum vdot where"),
+    **_all_lifted(np, "zeros zeros_like"),
 }

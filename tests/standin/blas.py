@@ -1,7 +1,7 @@
-"""The raw cuBLAS calls of CuPy's solvers, on host pointers.
+"""The raw cuBLAS calls of CuPy's solvers, on host memory.
 
-Arguments are addresses, and strides, dtypes and lengths are believed, as cuBLAS does: a
-strided array whose pointer is passed gives a wrong result here as it does there.
+Addresses, lengths and increments are believed, as cuBLAS does: the pointer of a strided
+array gives a wrong result here as it does there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ def _vector(pointer: int, n: int, dtype: np.dtype, increment: int = 1) -> np.nda
     return np.frombuffer(memory, dtype)[::increment]
 
 
-def _dot(dtype: np.dtype, *, conjugate: bool) -> Callable:
+def _dot(dtype: np.dtype, product: Callable) -> Callable:
     def dot(handle: int, n: int, x: int, incx: int, y: int, incy: int, out: int) -> None:
         left, right = _vector(x, n, dtype, incx), _vector(y, n, dtype, incy)
-        product = np.vdot(left, right) if conjugate else np.dot(left, right)
-        _vector(out, 1, dtype)[0] = product
+        _vector(out, 1, dtype)[0] = product(left, right)
 
     return dot
 
@@ -43,7 +42,7 @@ def _nrm2(dtype: np.dtype) -> Callable:
 def _axpy(dtype: np.dtype) -> Callable:
     def axpy(handle: int, n: int, a: int, x: int, incx: int, y: int, incy: int) -> None:
         alpha = _vector(a, 1, dtype)[0]
-        if alpha != 0:  # with alpha = 0 BLAS does not read x, which eigsh relies on
+        if alpha != 0:  # else BLAS does not read x, which eigsh has not initialized
             target = _vector(y, n, dtype, incy)
             target += alpha * _vector(x, n, dtype, incx)
 
@@ -55,44 +54,37 @@ def _gemv(dtype: np.dtype) -> Callable:
         matrix, lda, x, incx, b, y, incy = rest
         rows, columns = (m, n) if op == _OP_N else (n, m)
         alpha, beta = _vector(a, 1, dtype)[0], _vector(b, 1, dtype)[0]
-        target = _vector(y, rows, dtype, incy)
-        if beta == 0:  # BLAS does not read y then, which may be uninitialized
-            target[...] = 0
-        else:
-            target *= beta
-        if alpha == 0:
-            return
         flat = _vector(matrix, lda * (n - 1) + m, dtype)
-        strides = (dtype.itemsize, lda * dtype.itemsize)  # by columns
+        strides = (dtype.itemsize, lda * dtype.itemsize)  # column after column
         A = np.lib.stride_tricks.as_strided(flat, (m, n), strides)
         A = {_OP_N: A, _OP_T: A.T, _OP_C: A.conj().T}[op]
-        target += alpha * (A @ _vector(x, columns, dtype, incx))
+        product = alpha * (A @ _vector(x, columns, dtype, incx))
+        target = _vector(y, rows, dtype, incy)
+        # with beta = 0 BLAS does not read y, which may be uninitialized
+        target[...] = product if beta == 0 else product + beta * target
 
     return gemv
 
 
 def _functions() -> dict[str, Any]:
     functions: dict[str, Any] = {
-        "CUBLAS_OP_N": _OP_N,
-        "CUBLAS_OP_T": _OP_T,
-        "CUBLAS_OP_C": _OP_C,
-        "CUBLAS_POINTER_MODE_HOST": 0,
-        "CUBLAS_POINTER_MODE_DEVICE": 1,
-        # scalars on the host or on the device are the same addresses here
+        **{"CUBLAS_OP_N": _OP_N, "CUBLAS_OP_T": _OP_T, "CUBLAS_OP_C": _OP_C},
+        **{"CUBLAS_POINTER_MODE_HOST": 0, "CUBLAS_POINTER_MODE_DEVICE": 1},
+        # scalars on the host and on the device are both host memory here
         "getPointerMode": lambda handle: 0,
         "setPointerMode": lambda handle, mode: None,
     }
-    for letter in "sdcz":
-        dtype = np.dtype({"s": "f", "d": "d", "c": "F", "z": "D"}[letter])
-        if dtype.kind == "c":
-            functions[f"{letter}dotc"] = _dot(dtype, conjugate=True)
-            functions[f"{letter}dotu"] = _dot(dtype, conjugate=False)
-        else:
-            functions[f"{letter}dot"] = _dot(dtype, conjugate=False)
-        norm = {"s": "snrm2", "d": "dnrm2", "c": "scnrm2", "z": "dznrm2"}[letter]
-        functions[norm] = _nrm2(dtype)
+    for letter, code, nrm2 in (
+        *(("s", "f", "snrm2"), ("d", "d", "dnrm2")),
+        *(("c", "F", "scnrm2"), ("z", "D", "dznrm2")),
+    ):
+        dtype = np.dtype(code)
+        functions[nrm2] = _nrm2(dtype)
         functions[f"{letter}axpy"] = _axpy(dtype)
         functions[f"{letter}gemv"] = _gemv(dtype)
+        for name in ("dotc", "dotu") if dtype.kind == "c" else ("dot",):
+            product = np.vdot if name == "dotc" else np.dot
+            functions[letter + name] = _dot(dtype, product)
     return functions
 
 

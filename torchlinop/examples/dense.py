@@ -37,7 +37,8 @@ def dense_ggn(model: Model, loss_function: Loss, params: Parameters, data: Data)
         value, change = jvp(predict, (theta,), (t - theta,))[:2]
         return loss_function(value + change, y)
 
-    return hessian(linearized)(theta)
+    matrix: Tensor = hessian(linearized)(theta)
+    return matrix
 
 
 def dense_gradient(

@@ -1,0 +1,301 @@
+"""Whatever a product depends on may change; the next product is that of the new state."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchlinop import (
+    FisherMCLinearOperator,
+    GGNLinearOperator,
+    HessianLinearOperator,
+    JacobianLinearOperator,
+)
+from torchlinop._watch import Watch
+from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+
+from tests.problems import classification
+
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+
+class WithBuffer(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+
+    def forward(self, x):
+        return self.scale * self.inner(x)
+
+
+@pytest.fixture
+def problem():
+    problem = classification(nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5])))
+    model = WithBuffer(problem.model)
+    return problem._replace(model=model, params=list(model.parameters()))
+
+
+def _optimizer_step(problem):
+    optimizer = torch.optim.SGD(problem.params, lr=0.3)
+    for p in problem.params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+def _through_data(problem):
+    problem.params[0].data.mul_(1.1)
+
+
+def _one_bit(problem):
+    """The smallest change there is, past the version counter."""
+    flat = problem.params[0].data.view(-1).numpy()
+    flat[0] = np.nextafter(flat[0], np.inf)
+
+
+def _permuted(problem):
+    problem.params[0].data.copy_(problem.params[0].data.flip(0))
+
+
+def _new_storage(problem):
+    problem.params[1].data = torch.full_like(problem.params[1].data, 0.3)
+
+
+def _load_state_dict(problem):
+    state = copy.deepcopy(problem.model.state_dict())
+    problem.model.load_state_dict({k: 0.5 * v for k, v in state.items()})
+
+
+def _buffer(problem):
+    problem.model.scale.mul_(2)
+
+
+def _input(problem):
+    problem.data[1][0].add_(0.5)
+
+
+def _input_through_numpy(problem):
+    problem.data[0][0].numpy()[...] *= 0.7
+
+
+def _target(problem):
+    problem.data[0][1].copy_(2 - problem.data[0][1])
+
+
+def _loss_weight(problem):
+    problem.loss.weight.mul_(torch.tensor([1.0, 3.0, 1.0]))
+
+
+CHANGES = [
+    _optimizer_step,
+    _through_data,
+    _permuted,
+    _new_storage,
+    _load_state_dict,
+    _buffer,
+    _input,
+    _input_through_numpy,
+    _target,
+    _loss_weight,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("products", [0, 1, 6], ids=["built", "recorded", "replayed"])
+@pytest.mark.parametrize("cache", ["auto", False], ids=["kept", "recomputed"])
+def test_change_is_noticed(problem, change, products, cache):
+    H = HessianLinearOperator(*problem.arguments, cache=cache)
+    G = GGNLinearOperator(*problem.arguments, cache=cache)
+    J = JacobianLinearOperator(problem.model, problem.params, problem.data, cache=cache)
+    x = torch.ones(H.shape[0], dtype=torch.float64)
+    before = [[A @ x for _ in range(products)][-1] for A in (H, G, J)] if products else []
+    change(problem)
+    after = [
+        dense_hessian(*problem.arguments) @ x,
+        dense_ggn(*problem.arguments) @ x,
+        dense_jacobian(problem.model, problem.params, problem.data) @ x,
+    ]
+    if products:
+        assert (after[0] - before[0]).norm() > 1e-3 * before[0].norm()
+    for A, y in zip((H, G, J), after, strict=True):
+        torch.testing.assert_close(A @ x, y, **CLOSE)
+
+
+def test_the_smallest_change_is_noticed(problem):
+    watch = Watch(problem.params)
+    assert not watch.changed()
+    _one_bit(problem)
+    assert watch.changed()
+
+
+@pytest.mark.parametrize("size", [3, 1021 * 8 + 3, 40_000])
+@pytest.mark.parametrize("where", [0, 1, -1])
+def test_every_entry_is_watched(size, where):
+    tensor = torch.zeros(size)
+    watch = Watch([tensor])
+    tensor.numpy()[where] = 1e-30
+    assert watch.changed()
+
+
+def test_strange_tensors_are_watched():
+    base = torch.arange(40_000.0).reshape(200, 200)
+    for tensor in (base.T, base[:, ::2], base[::2].T, base[1:, 1:], base.reshape(-1)[1:]):
+        watch = Watch([tensor])
+        assert not watch.changed()
+        kept = tensor[1].clone()
+        tensor.detach().data[1] += 1
+        assert watch.changed()
+        tensor.data[1] = kept
+
+
+def test_nothing_is_rebuilt_without_a_change(problem):
+    calls = []
+    problem.model.register_forward_hook(lambda *_: calls.append(1))
+    H = HessianLinearOperator(*problem.arguments)
+    H @ np.ones(H.shape[0])
+    count = len(calls)
+    for _ in range(6):
+        H @ np.ones(H.shape[0])
+    assert len(calls) == count
+    _through_data(problem)
+    H @ np.ones(H.shape[0])
+    assert len(calls) > count
+
+
+def test_replaced_parameter_is_an_error(problem):
+    H = HessianLinearOperator(*problem.arguments)
+    H @ np.ones(H.shape[0])
+    problem.model.inner[0].weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="not the model's own"):
+        H @ np.ones(H.shape[0])
+
+
+def test_training_mode_after_construction_is_an_error():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double().eval()
+    data = [(torch.randn(5, 4).double(), torch.randint(3, (5,)))]
+    G = GGNLinearOperator(model, nn.CrossEntropyLoss(), list(model.parameters()), data)
+    y = G @ np.ones(G.shape[0])
+    model.train()
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        G @ np.ones(G.shape[0])
+    model.eval()
+    np.testing.assert_array_equal(G @ np.ones(G.shape[0]), y)
+
+
+def test_refresh_after_a_change_that_cannot_be_seen(problem):
+    problem.model.factor = 1.0
+    problem.model.register_forward_hook(lambda module, _, out: module.factor * out)
+    H = HessianLinearOperator(*problem.arguments)
+    H @ np.ones(H.shape[0])
+    problem.model.factor = 2.0
+    H.refresh()
+    torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)
+
+
+def _loader(problem, **options):
+    X, y = (torch.cat(parts) for parts in zip(*problem.data, strict=True))
+    return DataLoader(TensorDataset(X, y), batch_size=2, **options)
+
+
+@pytest.mark.parametrize("budget", [0.1, 2.5, None], ids=["none", "some", "all"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_memory_budget(problem, budget, shuffle):
+    """Batches that are kept and batches that are not add up to the same matrix."""
+    loader = _loader(problem, shuffle=shuffle)
+    arguments = problem.model, problem.loss, problem.params
+    one = HessianLinearOperator(*arguments, [next(iter(loader))])
+    one @ np.ones(one.shape[0])
+    budget = None if budget is None else int(budget * one._maps.nbytes)
+    H = HessianLinearOperator(*arguments, loader, memory_budget=budget)
+    expected = dense_hessian(*problem.arguments)
+    for _ in range(6):
+        x = torch.randn(H.shape[0], dtype=torch.float64)
+        torch.testing.assert_close(H @ x, expected @ x, **CLOSE)
+    kept = len(H._maps._kept)
+    if budget is None:
+        assert kept == 5
+    elif budget > one._maps.nbytes and not shuffle:
+        assert 0 < kept < 5
+    else:
+        assert kept == 0
+
+
+def test_shuffled_data_is_refused_where_order_matters(problem):
+    loader = _loader(problem, shuffle=True)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        FisherMCLinearOperator(problem.model, problem.loss, problem.params, loader)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        JacobianLinearOperator(problem.model, problem.params, loader)
+
+
+def test_shuffling_by_other_means_is_noticed(problem):
+    class Shuffled:
+        def __iter__(self):
+            order = torch.randperm(50)
+            return iter([(torch.ones(1, 4).double() * i, torch.tensor([1])) for i in order])
+
+    with pytest.raises(ValueError, match="another order in every pass"):
+        FisherMCLinearOperator(problem.model, problem.loss, problem.params, Shuffled())
+
+
+def test_augmented_data_is_an_error(problem):
+    class Augmented:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            X = torch.ones(2, 4).double()
+            yield X, torch.tensor([0, 1])
+            yield X + self.passes, torch.tensor([0, 1])
+
+    H = HessianLinearOperator(problem.model, problem.loss, problem.params, Augmented())
+    with pytest.raises(RuntimeError, match="Batch 1 of the data is not the one"):
+        H @ np.ones(H.shape[0])
+
+
+def test_the_users_model_is_left_alone(problem):
+    """Gradients, flags, hooks, random state and values are those from before."""
+    model = problem.model
+    problem.params[0].grad = torch.ones_like(problem.params[0])
+    problem.params[1].requires_grad_(False)
+    model.train()
+    state = copy.deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    for operator in (HessianLinearOperator, GGNLinearOperator, FisherMCLinearOperator):
+        A = operator(*problem.arguments)
+        for _ in range(6):
+            A @ np.ones(A.shape[0])
+    assert torch.equal(torch.get_rng_state(), random)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+    assert torch.equal(problem.params[0].grad, torch.ones_like(problem.params[0]))
+    assert [p.grad is None for p in problem.params[1:]] == [True] * 3
+    assert [p.requires_grad for p in problem.params] == [True, False, True, True]
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+
+
+def test_batch_statistics_are_not_updated():
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).double().train()
+    data = [(torch.randn(5, 4).double(), torch.randint(3, (5,)))]
+    state = copy.deepcopy(model.state_dict())
+    arguments = (model, nn.CrossEntropyLoss(), list(model.parameters()), data)
+    H = HessianLinearOperator(*arguments, check_deterministic=False)
+    matrix = H.to_dense()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])
+    # torch.func itself gives an unsymmetric matrix here (torch 2.13)
+    twin = copy.deepcopy(model)
+    params = list(twin.parameters())
+    loss = arguments[1](twin(data[0][0]), data[0][1])
+    gradient = torch.autograd.grad(loss, params, create_graph=True)
+    rows = [
+        torch.autograd.grad(entry, params, retain_graph=True)
+        for entry in torch.cat([g.reshape(-1) for g in gradient])
+    ]
+    expected = torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows])
+    torch.testing.assert_close(matrix, expected, **CLOSE)
