@@ -193,8 +193,7 @@ def test_observed_and_expected_information(sm):
 @CURVATURE
 def test_class_weight_is_frequency(sm, operator):
     X, y = load(sm, "spector")
-    model = sm.GLM(y, X, sm.families.Binomial(), freq_weights=1 + y)
-    result = model.fit(tol=1e-14)
+    result = sm.GLM(y, X, sm.families.Binomial(), freq_weights=1 + y).fit(tol=1e-14)
     loss = nn.CrossEntropyLoss(weight=tensor([1.0, 2.0]), reduction="sum")
     fit = Fit(against_class_zero, loss, result.params[None], X, tensor(y).long())
     hessian = fit.curvature(operator)
@@ -360,8 +359,7 @@ def test_rosenbrock(n, rng):
 
 @pytest.mark.parametrize("n", [2, 10, 1000])
 def test_newton_cg_minimizes_rosenbrock(n):
-    start = np.full(n, 0.5)
-    position = tensor(start)
+    position = tensor(start := np.full(n, 0.5))
     H = HessianLinearOperator.from_function(rosenbrock, position)
 
     def hessian(x: np.ndarray) -> TorchLinearOperator:

@@ -39,7 +39,13 @@ class Imported(NamedTuple):
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:
     """NumPy's name for an operator's dtype (float32/64, complex64/128)."""
-    return _TORCH_TO_NUMPY[dtype]
+    try:
+        return _TORCH_TO_NUMPY[dtype]
+    except KeyError:
+        raise TypeError(
+            "An operator computes in torch.float32 or float64, complex64 or complex128, "
+            f"got {dtype!r}."
+        ) from None
 
 
 def torch_dtype(dtype: np.dtype) -> torch.dtype:

@@ -143,7 +143,7 @@ class ModelOnData:
         """Return an error that names the operation, if a derivative is missing."""
         if not is_missing_derivative(error):
             return error
-        leaves = [p.detach() for p in self.leaves()]
+        leaves = self.leaves()
         return explain(
             error, self.model, lambda: self.predict(leaves, batch.X), order=order
         )
@@ -390,7 +390,8 @@ class TorchFunction:
         """Return an error that names the operation, if a derivative is missing."""
         if not is_missing_derivative(error):
             return error
-        return explain(error, self.f, lambda: None, order=order)
+        leaves = self.leaves()
+        return explain(error, self.f, lambda: self.predict(leaves), order=order)
 
     def watch(self) -> Watch:
         """Return a watch over ``x``."""

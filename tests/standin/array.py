@@ -113,10 +113,10 @@ def _key(key: Any) -> tuple:
 
 
 def to_host(x: Any) -> Any:
-    """Unwrap; NumPy arrays are refused, as CuPy's functions refuse them."""
+    """Unwrap; NumPy arrays and operators are refused, as CuPy's functions refuse them."""
     if isinstance(x, ndarray):
         return x._host
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray) or getattr(x, "__array_ufunc__", ...) is None:
         raise TypeError(f"Unsupported type {type(x)}")
     return type(x)(map(to_host, x)) if type(x) in (list, tuple) else x
 

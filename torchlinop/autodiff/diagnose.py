@@ -15,6 +15,7 @@ _SYMPTOMS = (
     "derivative for",
     "derivative of",
     "differentiate twice",
+    "forward mode AD",
     "once_differentiable",
     "does not support",
     "not implemented for",
@@ -53,33 +54,33 @@ def explain(
         Order of the derivative that was needed, 1 or 2.
     """
     calls: list[tuple[nn.Module, tuple, dict]] = []
+    names: dict[int, str] = {}
     if isinstance(model, nn.Module):
-        inside = {id(m) for m in model.modules()}
+        names = {id(m): n for n, m in model.named_modules()}
 
-        def record(module: nn.Module, args: tuple, kwargs: dict, _: Any) -> None:
-            if id(module) in inside:
-                calls.append((module, args, kwargs))
+    def record(module: nn.Module, args: tuple, kwargs: dict, _: Any) -> None:
+        if id(module) in names:
+            calls.append((module, args, kwargs))
 
-        handle = torch.nn.modules.module.register_module_forward_hook(
-            record,
-            with_kwargs=True,
-        )
-        try:
-            with torch.enable_grad():
-                evaluate()
-        except Exception:  # the model's own failure; the calls up to it are recorded
-            pass
-        finally:
-            handle.remove()
+    handle = torch.nn.modules.module.register_module_forward_hook(record, with_kwargs=True)
+    prediction = None
+    try:
+        with torch.enable_grad():
+            prediction = evaluate()
+    except Exception:  # the model's own failure; the calls up to it are recorded
+        pass
+    finally:
+        handle.remove()
 
-    names = {id(m): n for n, m in model.named_modules()} if calls else {}
     where, operation = "the model", _operation_in(str(error))
+    if operation is None and isinstance(prediction, Tensor):
+        operation = _custom_function([prediction])
     for module, args, kwargs in calls:  # children come before their parents
-        problem, nodes = _second_derivative_fails(module, args, kwargs)
+        problem, function = _second_derivative_fails(module, args, kwargs)
         if problem is not None:
             name = names[id(module)] or "the model itself"
             where = f"module {name!r} ({type(module).__name__})"
-            operation = _operation_in(problem) or nodes or operation
+            operation = _operation_in(problem) or function or operation
             break
     kind = {1: "derivative", 2: "second derivative"}[order]
     what = f"operation {operation}" if operation else "an operation"
@@ -116,6 +117,7 @@ def _second_derivative_fails(
                 if isinstance(t, Tensor) and t.requires_grad
             ]
             custom = _custom_function(outputs)
+            require_twice_differentiable(outputs)
             value = sum((t.square().sum() for t in outputs), torch.zeros(()))
             if not value.requires_grad:
                 return None, None
@@ -131,19 +133,59 @@ def _second_derivative_fails(
     return None, None
 
 
+def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
+    """Names of the Functions in the graph that are marked ``once_differentiable``.
+
+    Differentiating their gradient again gives no error in PyTorch when only parameters
+    are asked for: the term is silently missing.
+    """
+    return [
+        kind.__name__
+        for kind in _custom_functions(outputs)
+        if _is_once_differentiable(kind.backward)
+    ]
+
+
+def require_twice_differentiable(outputs: Sequence[Tensor]) -> None:
+    """Raise if a Function in the graph has no second derivative by declaration."""
+    names = once_differentiable_functions(outputs)
+    if names:
+        raise RuntimeError(
+            f"trying to differentiate twice {', '.join(names)}, marked with "
+            "@once_differentiable"
+        )
+
+
+def _is_once_differentiable(backward: Any) -> bool:
+    code = getattr(backward, "__code__", None)
+    return (
+        code is not None
+        and code.co_filename == torch.autograd.function.__file__
+        and hasattr(backward, "__wrapped__")
+    )
+
+
 def _custom_function(outputs: Sequence[Tensor]) -> str | None:
     """Name of a user-written autograd.Function in the graph, if there is one."""
+    kinds = _custom_functions(outputs)
+    return kinds[0].__name__ if kinds else None
+
+
+def _custom_functions(outputs: Sequence[Tensor]) -> list[Any]:
+    """All user-written autograd.Functions in the graph."""
     stack: list[Any] = [t.grad_fn for t in outputs]
     seen = set()
+    kinds: dict[Any, None] = {}
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         if isinstance(node, torch.autograd.function.BackwardCFunction):
-            return type(node).__name__.removesuffix("Backward")
+            kind: Any = type(node)
+            kinds[kind._forward_cls] = None
         stack.extend(f for f, _ in node.next_functions)
-    return None
+    return [kind for kind in kinds if not kind.__module__.startswith("torchlinop.")]
 
 
 def _operation_in(message: str) -> str | None:

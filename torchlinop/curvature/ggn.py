@@ -10,7 +10,10 @@ from torch import Tensor
 from torchlinop._kept import KeptLinearizations
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.autodiff.diagnose import is_missing_derivative
+from torchlinop.autodiff.diagnose import (
+    is_missing_derivative,
+    once_differentiable_functions,
+)
 from torchlinop.autodiff.linearize import (
     ForwardJacobianProducts,
     JacobianProducts,
@@ -115,7 +118,11 @@ class LinearizedModel:
         self._batch = batch
 
         def build(leaves: list[Tensor]) -> tuple[JacobianProducts, int]:
-            products = JacobianProducts(model.predict(leaves, batch.X), leaves)
+            prediction = model.predict(leaves, batch.X)
+            if once_differentiable_functions([prediction]):
+                products = self._forward(leaves)
+            else:
+                products = JacobianProducts(prediction, leaves)
             return products, retained_bytes(products.graph, (*leaves, *batch.sources))
 
         self._products, self.nbytes = model.record(batch, build)

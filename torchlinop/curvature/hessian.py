@@ -12,6 +12,7 @@ from torchlinop._kept import KeptLinearizations
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._space import ParameterSpace
 from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.autodiff.diagnose import require_twice_differentiable
 from torchlinop.autodiff.linearize import HessianProduct, retained_bytes
 from torchlinop.autodiff.replay import Replayed
 from torchlinop.data import Batch
@@ -154,6 +155,7 @@ class _OfRisk:
             prediction = risk.predict(leaves, batch.X)
             if not prediction.requires_grad:
                 return HessianProduct([None] * len(leaves), leaves), 0
+            require_twice_differentiable([prediction])
             scale = 1 / risk.normalizer
             slope = risk.loss.gradient(prediction, batch.y, batch.size, scale)
             gradient = torch.autograd.grad(
@@ -183,6 +185,7 @@ class _OfFunction:
                 )
             if not value.requires_grad:
                 return HessianProduct([None] * len(leaves), leaves), 0
+            require_twice_differentiable([value])
             gradient = torch.autograd.grad(
                 value.sum(), leaves, create_graph=True, allow_unused=True
             )
