@@ -55,7 +55,7 @@ def cupy() -> Iterator[ModuleType]:
 def solvers(cupy: ModuleType) -> ModuleType:
     """``cupyx.scipy.sparse.linalg`` from CuPy's own files."""
     if standin.wheel() is None:
-        pytest.skip("CuPy's wheel is not installed: pip install cupy-cuda13x")
+        pytest.skip("CuPy's files are not installed; see tests/standin/__init__.py")
     return importlib.import_module("cupyx.scipy.sparse.linalg")
 
 
@@ -127,13 +127,19 @@ def test_blas_leaves_alone_what_a_zero_scalar_makes_irrelevant(cupy):
 class Spy(TorchLinearOperator):
     """Twice the identity; notes what it reads and where it writes."""
 
-    def __init__(self, n: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        n: int,
+        dtype: torch.dtype,
+        product: Callable[[torch.Tensor], torch.Tensor] = lambda x: 2 * x,
+    ) -> None:
         super().__init__((n, n), dtype, torch.device("cpu"))
+        self.product = product
         self.read: list[torch.Tensor] = []
         self.written: list[torch.Tensor] = []
 
     def _apply(self, x):
-        y = 2 * x
+        y = self.product(x)
         self.read.append(x)
         self.written.append(y)
         return y
@@ -142,10 +148,11 @@ class Spy(TorchLinearOperator):
         return self
 
 
-def close(actual: Any, expected: np.ndarray, dtype: Any, scale: float) -> None:
-    """Rounding of a product: some tens of ulps of the largest possible entry."""
+def close(actual: Any, matrix: np.ndarray, x: np.ndarray, dtype: Any) -> None:
+    """Compare with ``matrix @ x`` to some tens of ulps of the largest possible entry."""
+    scale = np.abs(matrix).sum(axis=1).max() * max(np.abs(x).max(initial=0), 1)
     atol = 100 * np.finfo(dtype).eps * scale
-    np.testing.assert_allclose(actual.get(), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(actual.get(), matrix @ x, rtol=0, atol=atol)
 
 
 def check_result(cupy: ModuleType, y: Any, shape: tuple, dtype: Any) -> None:
@@ -154,26 +161,26 @@ def check_result(cupy: ModuleType, y: Any, shape: tuple, dtype: Any) -> None:
     assert y.shape == shape
     assert y.dtype == dtype
     assert y.flags.c_contiguous
-    kept = y.get()
-    y += 1
-    np.testing.assert_array_equal(y.get(), kept + 1)
-    y -= 1
+    copy = y.copy()
+    y.fill(7)
+    np.testing.assert_array_equal(y.get(), 7)
+    y[...] = copy
 
 
-@pytest.mark.parametrize("columns", [None, 0, 1, 3])
+@pytest.mark.parametrize("columns", [None, 0, 3])
 @REAL
 @pytest.mark.parametrize("case", list(CASES))
 def test_every_operator_takes_and_returns_cupy_arrays(cupy, case, dtype, columns, rng):
     A, dense = CASES[case](torch_dtype(dtype))
-    scale = np.abs(dense).sum()
     for operator, matrix in ((A, dense), (A.H, dense.conj().T), (A.T, dense.T)):
         host = rng.standard_normal((matrix.shape[1], columns or 1))[:, :columns]
         host = (host[:, 0] if columns is None else host).astype(dtype)
         x = cupy.asarray(host)
-        for _ in range(5):  # recorded kernels are replayed from the fourth product on
+        # recorded kernels are replayed from the fourth product of vectors on
+        for _ in range(5 if columns is None else 1):
             y = operator @ x
         check_result(cupy, y, (matrix @ host).shape, A.dtype)
-        close(y, matrix @ host, dtype, scale * np.abs(host).max(initial=0))
+        close(y, matrix, host, dtype)
         np.testing.assert_array_equal(x.get(), host)
 
 
@@ -184,24 +191,25 @@ def test_every_spelling_of_a_product(cupy, case, dtype, rng):
     m, n = A.shape
     x, X = (cupy.asarray(rng.standard_normal(s).astype(dtype)) for s in ((n,), (n, 3)))
     u, U = (cupy.asarray(rng.standard_normal(s).astype(dtype)) for s in ((m,), (m, 3)))
+    column, other_column = x.reshape(-1, 1), u.reshape(-1, 1)
     adjoint = dense.conj().T
-    column, row = x.reshape(-1, 1), u.reshape(-1, 1)
-    for y, expected in [
-        *((f(x), dense @ x.get()) for f in (A, A.dot, A.matvec, A.__mul__)),
-        *((f(X), dense @ X.get()) for f in (A, A.dot, A.matmat, A.__matmul__)),
-        *((f(u), adjoint @ u.get()) for f in (A.rmatvec, A.H.matvec, A.H)),
-        *((f(U), adjoint @ U.get()) for f in (A.rmatmat, A.H.matmat, A.H)),
-        (A.matvec(column), dense @ column.get()),
-        (A.rmatvec(row), adjoint @ row.get()),
-        (u @ A, u.get() @ dense),
-        (u * A, u.get() @ dense),
+    for y, matrix, factor in [
+        *((f(x), dense, x) for f in (A, A.dot, A.matvec, A.__mul__)),
+        *((f(X), dense, X) for f in (A, A.dot, A.matmat, A.__matmul__)),
+        *((f(u), adjoint, u) for f in (A.rmatvec, A.H.matvec, A.H)),
+        *((f(U), adjoint, U) for f in (A.rmatmat, A.H.matmat, A.H)),
+        (A.matvec(column), dense, column),
+        (A.rmatvec(other_column), adjoint, other_column),
+        (u @ A, dense.T, u),
+        (u * A, dense.T, u),
     ]:
-        check_result(cupy, y, expected.shape, A.dtype)
-        close(y, expected, dtype, 10 * np.abs(dense).sum())
+        check_result(cupy, y, (len(matrix), *factor.shape[1:]), A.dtype)
+        close(y, matrix, factor.get(), dtype)
     y = U.T @ A
     assert type(y) is cupy.ndarray
     assert y.dtype == A.dtype
-    close(y, U.get().T @ dense, dtype, 10 * np.abs(dense).sum())
+    assert y.flags.c_contiguous or y.flags.f_contiguous
+    close(y.T, dense.T, U.get(), dtype)
 
 
 INPUTS = "?bBhiqefdFD"
@@ -220,11 +228,11 @@ def test_dtypes_promote_as_those_of_dense_matrices(cupy, case, dtype, char, rng)
             host = host - 1j * host[::-1]
         y = A @ cupy.asarray(host)
         check_result(cupy, y, (m, *shape[1:]), np.result_type(A.dtype, host.dtype))
-        close(y, dense @ host.astype("D"), dtype, 20 * np.abs(dense).sum())
+        close(y, dense, host.astype("D"), dtype)
     host = np.ones(m, char)
     y = cupy.asarray(host) @ A
     check_result(cupy, y, (n,), np.result_type(A.dtype, host.dtype))
-    close(y, host.astype("D") @ dense, dtype, 20 * np.abs(dense).sum())
+    close(y, dense.T, host.astype("D"), dtype)
 
 
 LAYOUTS: dict[str, Callable] = {
@@ -251,10 +259,10 @@ def test_any_strides(cupy, layout, columns, dtype, rng):
         x = cupy.ndarray(host)  # this very layout; a copy would not keep it
         y = operator @ x
         check_result(cupy, y, (matrix @ host).shape, dtype)
-        close(y, matrix @ host, dtype, 10 * np.abs(dense).sum())
+        close(y, matrix, host, dtype)
         left = x.T @ operator.T
         assert left.dtype == dtype
-        close(left, host.T @ matrix.T, dtype, 10 * np.abs(dense).sum())
+        close(left.T, matrix, host, dtype)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.complex64, np.complex128])
@@ -292,6 +300,28 @@ def test_memory_is_copied_where_it_cannot_be_shared(cupy):
     np.testing.assert_array_equal(x.get(), np.arange(6.0))
 
 
+#: twice a matrix, in memory that is not plain
+LAZY: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "strided": lambda x: (2 * x).repeat_interleave(2, 1)[:, ::2],
+    "to be conjugated": lambda x: (2 * x).conj_physical().conj(),
+    "to be negated": lambda x: torch._neg_view(-2 * x),
+}
+
+
+@pytest.mark.parametrize("lazy", list(LAZY))
+@pytest.mark.parametrize("columns", [None, 1, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.complex128])
+def test_results_are_plain_memory_whatever_the_operator_returns(cupy, dtype, columns, lazy):
+    A = Spy(6, torch_dtype(dtype), LAZY[lazy])
+    host = np.arange(18).reshape(6, 3).astype(dtype)
+    if np.dtype(dtype).kind == "c":
+        host = host - 1j * host[::-1]
+    host = host[:, 0] if columns is None else host[:, :columns]
+    y = A @ cupy.asarray(host)
+    check_result(cupy, y, host.shape, dtype)
+    np.testing.assert_array_equal(y.get(), 2 * host)
+
+
 @REAL
 def test_results_share_nothing_with_inputs_and_later_results(cupy, dtype, rng):
     for case in ("identity", "ggn", "hessian", "jacobian", "cube", "damped_ggn"):
@@ -323,7 +353,7 @@ def test_0d_arrays_are_scalars(cupy, dtype, char):
     ]:
         assert isinstance(scaled, TorchLinearOperator)
         assert scaled.dtype == dtype  # a scalar changes no precision
-        close(scaled @ cupy.asarray(x), matrix @ x, dtype, 10 * np.abs(dense).sum())
+        close(scaled @ cupy.asarray(x), matrix, x, dtype)
     for wrong in (lambda: A @ two, lambda: two @ A):
         with pytest.raises(ValueError, match="use \\* instead"):
             wrong()
@@ -338,7 +368,7 @@ def test_0d_complex_arrays_are_scalars(cupy, dtype):
         assert scaled.dtype == np.result_type(dtype, "F")
         y = scaled @ cupy.asarray(x)
         assert y.dtype == scaled.dtype
-        close(y, (1 - 2j) * dense @ x, dtype, 10 * np.abs(dense).sum())
+        close(y, (1 - 2j) * dense, x, dtype)
 
 
 @REAL
@@ -361,7 +391,7 @@ def test_cupy_matrices_are_operands(cupy, dtype, rng):
         assert B.dtype == dtype
         y = B @ cupy.asarray(x)
         check_result(cupy, y, x.shape, dtype)
-        close(y, expected @ x, dtype, 10 * np.abs(expected).sum())
+        close(y, expected, x, dtype)
 
 
 @pytest.mark.parametrize(
@@ -477,8 +507,10 @@ def check_eigenpairs(dense, values, vectors, expected, dtype):
 
 
 @REAL
-@pytest.mark.parametrize("which", ["LM", "LA", "SA"])
-@pytest.mark.parametrize("formula", ["G", "H", "G + I/100", "H H + I/10"])
+@pytest.mark.parametrize(
+    ("formula", "which"),
+    [("G", "LM"), ("H", "LM"), ("H", "LA"), ("H", "SA"), ("G + I/100", "LA")],
+)
 def test_eigsh(solvers, cupy, formula, which, dtype):
     A, dense = operator_and_dense(formula, dtype)
     values, vectors = solvers.eigsh(A, k=4, which=which)

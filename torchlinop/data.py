@@ -195,6 +195,11 @@ def _digest(batch: Batch) -> int:
     digest = 0
     for tensor in batch.sources:
         digest = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype)).encode(), digest)
-        head = tensor.detach().reshape(-1)[:256].cpu().contiguous()
+        head = (
+            tensor.detach()
+            .reshape(-1)[:256]
+            .cpu()
+            .clone(memory_format=torch.contiguous_format)
+        )
         digest = zlib.crc32(head.view(torch.uint8).numpy().tobytes(), digest)
     return digest

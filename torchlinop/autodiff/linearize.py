@@ -10,6 +10,7 @@ Blocks of vectors have the block dimension first: ``(K, *shape)``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
@@ -19,6 +20,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchlinop.autodiff.rules import SecondOrderRules
+
+#: some of the flags that a recording sets and restores belong to the whole process
+_FLAGS = threading.RLock()
 
 Function = Callable[[Sequence[Tensor]], Tensor]
 
@@ -30,6 +34,11 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
     Gradient mode is on, automatic mixed precision off, fused attention replaced by the
     explicit formula, and the random state is restored on the way out.
     """
+    with _FLAGS:
+        yield from _recording(device, rules)
+
+
+def _recording(device: torch.device, rules: bool) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -131,11 +131,12 @@ def _storage(tensor: Tensor) -> int:
 
 def _compile(calls: list[_Call], x: Tensor, result: Tensor) -> Function | None:
     """Select the calls that depend on ``x``, simplify them, and write them as code."""
-    live = _dependent(calls, x)
-    for call in live:
-        strided = all(t.layout == torch.strided for t in call.inputs() + call.outputs())
-        if call.func in _REFUSED or not strided or not call.outputs():
+    for call in calls:
+        if any(t.layout != torch.strided for t in call.inputs() + call.outputs()):
             return None
+    live = _dependent(calls, x)
+    if any(call.func in _REFUSED or not call.outputs() for call in live):
+        return None
     known = {id(x)} | {id(t) for call in live for t in call.outputs()}
     if id(result) not in known:
         return None

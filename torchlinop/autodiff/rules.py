@@ -10,7 +10,8 @@ function            what changes
 ==================  =============================================================
 ``batch_norm``      in evaluation mode it is affine and is computed as such
 ``layer_norm``      its Jacobian :math:`P` is symmetric, so the derivative of
-                    :math:`P g` is again two products with :math:`P`
+                    :math:`P g` is again two products with :math:`P`; third
+                    derivatives, which are wrong in torch 2.13, are right
 ``conv1d/2d/3d``    the derivative of a convolution's gradient uses the library's
                     own backward kernels instead of transposed copies
 ``gelu``, ``silu``, the factors :math:`f'(x)` and :math:`g f''(x)` are computed once
@@ -55,14 +56,15 @@ class SecondOrderRules(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+#: dtypes in which the rules are as accurate as what they replace
+_EXACT = (torch.float32, torch.float64)
 #: below this number of entries a rule written in Python costs more than it saves
 _SMALL = 1 << 15
 
 
 def _applies(x: Tensor) -> bool:
     """Whether a rule is exact for this tensor and worth its overhead."""
-    exact = x.requires_grad and x.dtype in (torch.float32, torch.float64)
-    return exact and x.numel() >= _SMALL
+    return x.requires_grad and x.dtype in _EXACT and x.numel() >= _SMALL
 
 
 def _call(function: type[Function], *args: Any) -> Any:
@@ -316,7 +318,9 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if not _applies(input) or input.shape[-len(shape) :] != shape:
+    if not input.requires_grad or input.dtype not in _EXACT:
+        return NotImplemented
+    if input.shape[-len(shape) :] != shape:
         return NotImplemented
     rows = input if len(shape) == 1 else input.flatten(-len(shape))
     y = _Normalize.apply(rows, eps)[0].view(input.shape)

@@ -1,0 +1,142 @@
+"""Replayed kernels give what the function gives, and know when they cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchlinop.autodiff.replay import WARM_UP, Replayed, record
+
+N = 12
+MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
+SCALE = torch.linspace(1, 2, N, dtype=torch.float64)
+
+
+def _written_buffer(x):
+    buffer = torch.zeros(N, 2, dtype=x.dtype)
+    buffer[:, 0] = x
+    buffer[2:4, 1] += x[:2]
+    return buffer.sum(1)
+
+
+def _written_constant(x):
+    """A buffer that is read, then written without x, then read again."""
+    buffer = torch.ones(N, dtype=x.dtype)
+    first = x * buffer
+    buffer.mul_(3)
+    return first + x * buffer
+
+
+def _several_outputs(x):
+    a, b, c = x.split([4, 4, 4])
+    return torch.cat([c, a * 2, b])
+
+
+FUNCTIONS = {
+    "product": lambda x: MATRIX @ x,
+    "chain of factors": lambda x: ((x * SCALE) * 2) * (SCALE * SCALE) * SCALE,
+    "shared factor": lambda x: (y := x * SCALE) * SCALE + y,
+    "broadcast factors": lambda x: (x * SCALE[:, None] * SCALE).sum(0),
+    "factor that grows": lambda x: ((x[:1] * SCALE[:1]) * SCALE).clone(),
+    "transposes": lambda x: (MATRIX @ x.view(3, 4).t().t().reshape(-1, 1)).t().t().view(-1),
+    "zero": lambda x: x + torch.zeros_like(x) + 0 * SCALE,
+    "zero that broadcasts": lambda x: x[:1] + torch.zeros(N, dtype=x.dtype),
+    "bias": lambda x: (x[:3].expand(4, 3) + x.view(4, 3) @ MATRIX[:3, :3]).reshape(-1),
+    "sum of products": lambda x: (
+        MATRIX @ x.view(N, 1) + MATRIX.T @ (2 * x).view(N, 1)
+    ).view(-1),
+    "difference": lambda x: torch.sub(SCALE * x, x, alpha=3),
+    "weighted sum": lambda x: torch.add(x, MATRIX @ x, alpha=0.5),
+    "written buffer": _written_buffer,
+    "written constant": _written_constant,
+    "several outputs": _several_outputs,
+    "identity": lambda x: x.clone(),
+    "cumulated": lambda x: x.flip(0).cumsum(0).roll(2),
+    "gather": lambda x: x[torch.tensor([3, 1, 1, 0, 2, 5, 6, 7, 8, 9, 11, 10])],
+    "constant": lambda x: 0 * x + 0,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_replay_equals_function(name):
+    function = FUNCTIONS[name]
+    replayed = Replayed(function)
+    for _ in range(WARM_UP + 4):
+        x = torch.randn(N, dtype=torch.float64)
+        kept = x.clone()
+        y = replayed(x)
+        torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
+        assert torch.equal(x, kept)
+        y.fill_(torch.nan)  # must not reach the next product
+    assert replayed._run is not None
+
+
+def test_product_of_a_recorded_gradient():
+    net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 4), nn.ReLU())
+    net = nn.Sequential(
+        net, nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2), nn.Flatten()
+    ).double()
+    params = list(net.parameters())
+    loss = net(torch.tensor([[0, 1], [1, 4]])).square().sum()
+    gradient = torch.autograd.grad(loss, params, create_graph=True)
+    sizes = [p.numel() for p in params]
+
+    def product(v):
+        parts = [x.view(p.shape) for x, p in zip(v.split(sizes), params, strict=True)]
+        rows = torch.autograd.grad(gradient, params, parts, retain_graph=True)
+        return torch.cat([r.reshape(-1) for r in rows])
+
+    v = torch.randn(sum(sizes), dtype=torch.float64)
+    run = record(product, v)
+    assert run is not None
+    for _ in range(3):
+        v = torch.randn_like(v)
+        torch.testing.assert_close(run(v), product(v), rtol=1e-13, atol=1e-13)
+
+
+def test_kernels_without_the_argument_run_once():
+    calls = []
+
+    class Counting(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    run = record(lambda x: x * (MATRIX @ SCALE).exp().sin(), SCALE.clone())
+    with Counting():
+        run(SCALE)
+    assert [str(f) for f in calls] == ["aten.mul.Tensor"]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * x.sum().item(),  # a value is read back
+        lambda x: x.as_strided((3,), (2,), 1) * 2,  # memory by position
+        lambda x: torch.zeros(3, dtype=x.dtype),  # independent of the argument
+        lambda x: x.to_sparse().to_dense() * 1,
+    ],
+    ids=["item", "as_strided", "constant", "sparse"],
+)
+def test_what_cannot_be_replayed_is_called(function):
+    assert record(function, SCALE.clone()) is None
+    replayed = Replayed(function)
+    for _ in range(WARM_UP + 3):
+        x = torch.randn(N, dtype=torch.float64)
+        torch.testing.assert_close(replayed(x), function(x))
+
+
+def test_a_function_that_changes_is_not_replayed():
+    state = [1.0]
+
+    def function(x):
+        state[0] += 1
+        return x * state[0]
+
+    assert record(function, SCALE.clone()) is None
+
+
+def test_global_random_state_is_untouched():
+    before = torch.get_rng_state()
+    record(FUNCTIONS["product"], SCALE.clone())
+    assert torch.equal(torch.get_rng_state(), before)

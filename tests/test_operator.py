@@ -1,0 +1,250 @@
+"""Operators mixed with SciPy's, with sparse matrices, arrays and scalars."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import scipy.sparse
+import scipy.sparse.linalg
+import torch
+from torchlinop import (
+    DiagonalLinearOperator,
+    HessianLinearOperator,
+    IdentityLinearOperator,
+    aslinearoperator,
+)
+from torchlinop.examples import dense_hessian
+
+from tests.problems import classification
+
+
+@pytest.fixture
+def pair():
+    problem = classification()
+    return HessianLinearOperator(*problem.arguments), dense_hessian(
+        *problem.arguments
+    ).numpy()
+
+
+def _same(operator, dense):
+    np.testing.assert_allclose(operator @ np.eye(dense.shape[1]), dense, atol=1e-12)
+    torch_product = operator @ torch.eye(dense.shape[1], dtype=torch.float64)
+    np.testing.assert_allclose(torch_product, dense, atol=1e-12)
+
+
+@pytest.fixture(params=["csr", "dia_matrix", "scipy operator", "array", "tensor"])
+def other(request, rng):
+    matrix = rng.standard_normal((27, 27))
+    return {
+        "csr": scipy.sparse.csr_array,
+        "dia_matrix": scipy.sparse.dia_matrix,
+        "scipy operator": scipy.sparse.linalg.aslinearoperator,
+        "array": np.array,
+        "tensor": torch.from_numpy,
+    }[request.param](matrix), matrix
+
+
+def test_sum_with_other_kinds(pair, other):
+    A, dense = pair
+    B, matrix = other
+    _same(A + B, dense + matrix)
+    _same(A - B, dense - matrix)
+    if isinstance(B, scipy.sparse.linalg.LinearOperator):
+        # SciPy's own composite, for NumPy vectors
+        np.testing.assert_allclose((B + A) @ np.ones(27), (matrix + dense).sum(1))
+        return
+    _same(B + A, matrix + dense)
+    _same(B - A, matrix - dense)
+
+
+def test_product_with_other_kinds(pair, other):
+    A, dense = pair
+    B, matrix = other
+    if isinstance(B, (np.ndarray, torch.Tensor)):  # arrays are multiplied at once
+        assert type(A @ B) is type(B) is type(B @ A)
+        np.testing.assert_allclose(A @ B, dense @ matrix, atol=1e-12)
+        np.testing.assert_allclose(B @ A, matrix @ dense, atol=1e-12)
+        return
+    _same(A @ B, dense @ matrix)
+    _same((A @ B).T, (dense @ matrix).T)
+    if isinstance(B, scipy.sparse.linalg.LinearOperator):
+        np.testing.assert_allclose((B @ A) @ np.ones(27), matrix @ dense.sum(1))
+        _same(aslinearoperator(B) @ A, matrix @ dense)
+        return
+    _same(B @ A, matrix @ dense)
+
+
+@pytest.mark.parametrize("scalar", [2, 2.5, np.float32(0.5), np.array(3.0), 1 - 2j])
+def test_scalars_on_both_sides(pair, scalar):
+    A, dense = pair
+    x = np.arange(27.0)
+    for scaled in (scalar * A, A * scalar, A / (1 / scalar)):
+        np.testing.assert_allclose(scaled @ x, scalar * dense @ x)
+    scaled = torch.tensor(2.0) * A
+    np.testing.assert_allclose(scaled @ x, 2 * dense @ x)
+    assert (2 * (3 * A)).args == (A, 6.0)
+
+
+def test_torch_functions_reach_the_operator(pair):
+    A, dense = pair
+    X = torch.randn(2, 27, dtype=torch.float64)
+    for product in (torch.matmul(X, A), X @ A, torch.mm(X, A), torch.matmul(A, X.T).T):
+        assert isinstance(product, torch.Tensor)
+        np.testing.assert_allclose(product, X.numpy() @ dense, atol=1e-12)
+    np.testing.assert_allclose(torch.mv(A, X[0]), dense @ X[0].numpy(), atol=1e-12)
+    with pytest.raises(TypeError):
+        torch.linalg.eigh(A)
+
+
+def test_numpy_functions_do_not_swallow_the_operator(pair):
+    A, _ = pair
+    with pytest.raises(TypeError):
+        np.add(np.ones(27), A)
+
+
+def test_self_adjoint_stays_itself(pair):
+    A, _ = pair
+    identity = IdentityLinearOperator([(27,)], "cpu", torch.float64)
+    for S in (A, A + 2 * identity, 3 * A, A**2, A - identity):
+        assert S.H is S
+        assert S.T is S
+    assert ((1j * A).H).args == (A, -1j)
+
+
+def test_complex_operators(rng):
+    matrix = rng.standard_normal((4, 4)) + 1j * rng.standard_normal((4, 4))
+    A = aslinearoperator(matrix)
+    D = DiagonalLinearOperator(
+        torch.tensor([1.0, 2j, 3.0, 4.0 - 1j], dtype=torch.complex128)
+    )
+    diagonal = np.diag([1.0, 2j, 3.0, 4.0 - 1j])
+    composite = (A @ D + 2j * A) ** 2
+    dense = np.linalg.matrix_power(matrix @ diagonal + 2j * matrix, 2)
+    x = rng.standard_normal(4) + 1j * rng.standard_normal(4)
+    np.testing.assert_allclose(composite @ x, dense @ x)
+    np.testing.assert_allclose(composite.H @ x, dense.conj().T @ x)
+    np.testing.assert_allclose(composite.T @ x, dense.T @ x)
+    np.testing.assert_allclose(x @ composite, x @ dense)
+    np.testing.assert_allclose(composite.T.H @ x, dense.conj() @ x)
+
+
+def test_result_of_float32_operator_with_float64_one():
+    A = aslinearoperator(torch.eye(3))
+    B = aslinearoperator(torch.eye(3, dtype=torch.float64))
+    assert (A + B).dtype == (A @ B).dtype == np.float64
+    assert ((A @ B) @ np.ones(3, dtype=np.float32)).dtype == np.float64
+    assert ((A @ B) @ np.ones(3)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        np.arange(6).reshape(2, 3),
+        [[1, 2], [3, 4]],
+        torch.arange(4).reshape(2, 2),
+        np.float16([[1, 2]]),
+        np.asfortranarray(np.eye(3)[::-1]),
+        torch.eye(3, dtype=torch.bfloat16),
+        np.matrix([[1.0, 2.0]]),
+    ],
+)
+def test_aslinearoperator_of_matrices(matrix):
+    A = aslinearoperator(matrix)
+    dense = matrix.float().numpy() if isinstance(matrix, torch.Tensor) else matrix
+    np.testing.assert_array_equal(A @ np.eye(A.shape[1]), dense)
+    assert aslinearoperator(A) is A
+
+
+def test_aslinearoperator_of_a_foreign_object():
+    class Foreign:
+        shape, dtype = (2, 2), np.dtype(float)
+
+        def matvec(self, x):
+            return 2 * np.asarray(x)
+
+        matmat = matvec
+
+        def rmatvec(self, x):
+            return 2 * np.asarray(x)
+
+        rmatmat = rmatvec
+
+    A = aslinearoperator(Foreign())
+    assert torch.equal(A @ torch.ones(2), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+def test_copies_and_pickles(pair):
+    A, dense = pair
+    A @ np.ones(27)
+    for clone in (pickle.loads(pickle.dumps(A)), copy.deepcopy(A), copy.copy(A)):
+        np.testing.assert_allclose(clone @ np.eye(27), dense, atol=1e-12)
+        np.testing.assert_allclose((clone + clone).T @ np.ones(27), 2 * dense.sum(0))
+
+
+def test_threads(pair):
+    A, dense = pair
+    results = [None] * 4
+
+    def work(i):
+        x = np.eye(27)[i]
+        results[i] = [A @ x for _ in range(8)]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, products in enumerate(results):
+        for y in products:
+            np.testing.assert_allclose(y, dense[:, i], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: torch.set_grad_enabled(True),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "default device", "grad"],
+)
+def test_products_in_any_context(context):
+    problem = classification()
+    dense = dense_hessian(*problem.arguments)
+    x = torch.randn(27, dtype=torch.float64)
+    H = HessianLinearOperator(*problem.arguments)
+    with context():
+        for _ in range(6):
+            y = H @ x
+            matrix = H.to_dense()
+    torch.testing.assert_close(y.clone(), dense @ x)
+    torch.testing.assert_close(matrix.clone(), dense)
+    with context():
+        later = HessianLinearOperator(*problem.arguments) @ x
+    torch.testing.assert_close(later.clone(), dense @ x)
+
+
+def test_tensors_made_in_inference_mode(pair):
+    A, dense = pair
+    with torch.inference_mode():
+        x = torch.ones(27, dtype=torch.float64)
+    for _ in range(6):
+        np.testing.assert_allclose(A @ x, dense.sum(1))
+
+
+def test_awkward_tensors(pair):
+    A, dense = pair
+    x = torch.randn(27, dtype=torch.float64, requires_grad=True)
+    y = A @ x
+    assert not y.requires_grad
+    np.testing.assert_allclose(y, dense @ x.detach().numpy(), atol=1e-12)
+    z = torch.randn(27, dtype=torch.complex128)
+    np.testing.assert_allclose(A @ z.conj(), dense @ z.numpy().conj(), atol=1e-12)
+    np.testing.assert_allclose(A @ z.conj().imag, dense @ -z.numpy().imag, atol=1e-12)
+    np.testing.assert_allclose(A @ z[::1].real, dense @ z.numpy().real, atol=1e-12)

@@ -1,0 +1,102 @@
+"""The shape of the package: layers, imports, names."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torchlinop
+
+ROOT = Path(torchlinop.__file__).parent
+
+#: lower layers first; a module imports from lower layers, or from its own
+LAYERS = [
+    ["_typing"],
+    ["_watch", "_interchange", "_space", "autodiff", "data"],
+    ["_operator", "_kept"],
+    ["structured", "risk"],
+    ["curvature"],
+    ["examples"],
+    ["__init__"],
+    ["compat"],
+]
+#: pairs in one layer that may not import one another either
+STRANGERS = [("autodiff", "data"), ("autodiff", "_space"), ("structured", "risk")]
+
+
+def _modules():
+    paths = sorted(ROOT.rglob("*.py"))
+    return [(path, path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+
+
+def _layer(name):
+    for level, names in enumerate(LAYERS):
+        if name in names:
+            return level
+    raise AssertionError(f"{name} has no place in LAYERS")
+
+
+def _own_imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == (
+            "torchlinop"
+        ):
+            rest = node.module.split(".")[1:]
+            yield from (
+                [rest[0]]
+                if rest
+                else [
+                    a.name if (ROOT / f"{a.name}.py").exists() else "__init__"
+                    for a in node.names
+                ]
+            )
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "torchlinop":
+                    yield (alias.name.split(".") + ["__init__"])[1]
+
+
+@pytest.mark.parametrize(("path", "parts"), _modules(), ids=lambda p: str(p)[-40:])
+def test_imports_go_down(path, parts):
+    tree = ast.parse(path.read_text())
+    for name in _own_imports(tree):
+        assert _layer(name) <= _layer(parts[0]), f"{path} imports {name}"
+        assert (parts[0], name) not in STRANGERS
+        assert (name, parts[0]) not in STRANGERS
+
+
+@pytest.mark.parametrize(("path", "parts"), _modules(), ids=lambda p: str(p)[-40:])
+def test_no_delayed_imports_of_our_own(path, parts):
+    tree = ast.parse(path.read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and id(node) not in top:
+            assert "torchlinop" not in ast.unparse(node)
+
+
+def test_import_needs_no_optional_package():
+    code = (
+        "import sys, torchlinop, torchlinop.compat.curvlinops, torchlinop.examples\n"
+        "found = {m.split('.')[0] for m in sys.modules}\n"
+        "print(sorted(found & {'cupy', 'matplotlib', 'sklearn', 'statsmodels', 'pandas'}))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_all_is_sorted_and_real():
+    names = torchlinop.__all__
+    assert names == sorted(names)
+    for name in names:
+        assert getattr(torchlinop, name).__doc__
+
+
+def test_files_are_one_subject_long():
+    """A file beyond 700 lines wants splitting."""
+    for path, _ in _modules():
+        assert len(path.read_text().splitlines()) <= 700, path
