@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import sys
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -90,7 +94,32 @@ def _loss_weight(problem):
     problem.loss.weight.mul_(torch.tensor([1.0, 3.0, 1.0]))
 
 
+def _list_entry(problem):
+    X, y = problem.data[0]
+    problem.data[0] = (2 * X, y)
+
+
+def _longer_list(problem):
+    problem.data.append(problem.data[0])
+
+
+def _sign(problem):
+    problem.params[0].data.neg_()
+
+
+def _replaced_layer(problem):
+    problem.model.inner[1] = nn.Sigmoid()
+
+
+def _label_smoothing(problem):
+    problem.loss.label_smoothing = 0.3
+
+
 CHANGES = [
+    _list_entry,
+    _sign,
+    _replaced_layer,
+    _label_smoothing,
     _optimizer_step,
     _through_data,
     _permuted,
@@ -299,3 +328,138 @@ def test_batch_statistics_are_not_updated():
     ]
     expected = torch.stack([torch.cat([r.reshape(-1) for r in row]) for row in rows])
     torch.testing.assert_close(matrix, expected, **CLOSE)
+
+
+def test_a_list_that_grows(problem):
+    H = HessianLinearOperator(*problem.arguments)
+    J = JacobianLinearOperator(problem.model, problem.params, problem.data)
+    H @ np.ones(27), J @ np.ones(27)
+    _longer_list(problem)
+    torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)
+    with pytest.raises(RuntimeError, match="gives 42 outputs .* it gave 27"):
+        J @ np.ones(27)
+    with pytest.raises(RuntimeError, match="gives 42 outputs .* it gave 27"):
+        J.T @ np.ones(27)
+
+
+def test_signs_of_large_tensors_are_watched():
+    """Of 64-bit words, flipped sign bits cancel in a sum."""
+    for dtype in (torch.float32, torch.float64):
+        tensor = torch.randn(100, 1000, dtype=dtype)
+        watch = Watch([tensor])
+        tensor.data.neg_()
+        assert watch.changed()
+
+
+def test_data_behind_a_loader_is_watched(problem):
+    X, y = (torch.cat(parts) for parts in zip(*problem.data, strict=True))
+    loader = DataLoader(TensorDataset(X, y), batch_size=4)
+    H = HessianLinearOperator(problem.model, problem.loss, problem.params, loader)
+    H @ np.ones(H.shape[0])
+    X.mul_(2)
+    expected = dense_hessian(problem.model, problem.loss, problem.params, [(X, y)])
+    torch.testing.assert_close(H.to_dense(), expected, **CLOSE)
+
+
+def test_weight_and_bias_that_were_none():
+    problem = classification(nn.CrossEntropyLoss())
+    layer = nn.Linear(4, 3, bias=False).double()
+    H = HessianLinearOperator(layer, problem.loss, [layer.weight], problem.data)
+    H @ np.ones(12)
+    problem.loss.weight = torch.tensor([1.0, 2.0, 0.5]).double()
+    expected = dense_hessian(layer, problem.loss, [layer.weight], problem.data)
+    torch.testing.assert_close(H.to_dense(), expected, **CLOSE)
+    layer.bias = nn.Parameter(torch.ones(3).double())
+    expected = dense_hessian(layer, problem.loss, [layer.weight], problem.data)
+    torch.testing.assert_close(H.to_dense(), expected, **CLOSE)
+
+
+def test_mode_of_the_users_own_module_is_watched():
+    class Switch(nn.Module):
+        def forward(self, x):
+            return x if self.training else 2 * x
+
+    model = nn.Sequential(nn.Linear(4, 3), Switch()).double()
+    data = classification().data
+    arguments = model, nn.CrossEntropyLoss(), list(model.parameters()), data
+    G = GGNLinearOperator(*arguments)
+    G @ np.ones(15)
+    model.eval()
+    torch.testing.assert_close(G.to_dense(), dense_ggn(*arguments), **CLOSE)
+
+
+def test_buffers_written_in_the_forward_pass_stay():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls.add_(1)
+            return super().forward(x)
+
+    model = Counting().double().eval()
+    H = HessianLinearOperator(
+        model, nn.CrossEntropyLoss(), model.parameters(), classification().data
+    )
+    H @ np.ones(15)
+    assert model.calls == 0
+
+
+def test_renormalized_embedding_stays():
+    model = nn.Sequential(nn.Embedding(5, 3, max_norm=0.1), nn.Flatten(), nn.Linear(6, 2))
+    before = model[0].weight.detach().clone()
+    data = [(torch.randint(5, (4, 2)), torch.randint(2, (4,)))]
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    H.to_dense()
+    assert torch.equal(model[0].weight, before)
+
+
+def test_a_loader_does_not_move_the_global_random_state(problem):
+    loader = _loader(problem)
+    state = torch.get_rng_state()
+    F = FisherMCLinearOperator(problem.model, problem.loss, problem.params, loader)
+    F @ np.ones(F.shape[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_building_in_threads_leaves_the_model_whole():
+    problem = classification()
+    expected = dense_ggn(*problem.arguments)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    shared = GGNLinearOperator(*problem.arguments)
+    results = []
+
+    def work():
+        own = GGNLinearOperator(*problem.arguments)
+        results.extend([own.to_dense(), shared.to_dense()])
+
+    try:
+        for _ in range(3):
+            threads = [threading.Thread(target=work) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(results) == 24
+    for matrix in results:
+        torch.testing.assert_close(matrix, expected, **CLOSE)
+    assert all(type(p) is nn.Parameter for p in problem.model.parameters())
+
+
+def test_an_operator_is_freed_without_the_cyclic_collector(problem):
+    gc.collect()
+    gc.disable()
+    try:
+        for operator in (HessianLinearOperator, GGNLinearOperator):
+            A = operator(*problem.arguments)
+            for _ in range(6):
+                A @ np.ones(A.shape[0])
+            kept = weakref.ref(next(iter(A._maps._kept.values())))
+            del A
+            assert kept() is None
+    finally:
+        gc.enable()

@@ -395,6 +395,43 @@ def test_cupy_matrices_are_operands(cupy, dtype, rng):
 
 
 @pytest.mark.parametrize(
+    ("build", "reference"),
+    [
+        (lambda A, m: aslinearoperator(m[::-1]), lambda A, m: m[::-1]),
+        (lambda A, m: aslinearoperator(m[:, ::-1]), lambda A, m: m[:, ::-1]),
+        (lambda A, m: A + m[::-1], lambda A, m: A + m[::-1]),
+        (lambda A, m: m[::-1] - A, lambda A, m: m[::-1] - A),
+        (lambda A, m: DiagonalLinearOperator(m[0, ::-1]), lambda A, m: np.diag(m[0, ::-1])),
+    ],
+    ids=["rows reversed", "columns reversed", "summand", "minuend", "diagonal"],
+)
+def test_operators_made_of_reversed_cupy_arrays(cupy, build, reference):
+    A, dense = CASES["ggn"](torch.float64)
+    x = np.linspace(-1, 1, A.shape[1])
+    host = np.arange(float(dense.size)).reshape(dense.shape) / dense.size
+    y = build(A, cupy.asarray(host)) @ cupy.asarray(x)
+    check_result(cupy, y, x.shape, float)
+    close(y, reference(dense, host), x, float)
+
+
+@pytest.mark.parametrize(
+    ("char", "computed"),
+    [*zip("fdFD", "fdFD", strict=True), ("e", "f"), ("i", "d"), ("?", "d")],
+)
+def test_operators_made_of_cupy_arrays_compute_in_their_dtype(cupy, char, computed):
+    host = np.array([[0, 1], [1, 1]], char)
+    x = np.array([1, 2], computed)
+    for A, dense in [
+        (aslinearoperator(cupy.asarray(host)), host),
+        (DiagonalLinearOperator(cupy.asarray(host[0])), np.diag(host[0])),
+    ]:
+        assert A.dtype == computed
+        y = A @ cupy.asarray(x)
+        check_result(cupy, y, (2,), computed)
+        close(y, dense.astype(computed), x, computed)
+
+
+@pytest.mark.parametrize(
     ("product", "shape"),
     [
         *((name, (5,)) for name in ("matvec", "rmatvec", "dot", "rdot")),

@@ -361,3 +361,110 @@ def test_function_with_derivatives_inside():
     )
     H = HessianLinearOperator.from_function(lambda x: residual(*x), params)
     torch.testing.assert_close(H.to_dense(), expected, **CLOSE)
+
+
+def test_weight_normalization():
+    """Against the formula: PyTorch's own second derivatives are wrong (torch 2.13)."""
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)).double()
+    data = classification().data
+    params = dict(model.named_parameters())
+
+    def explicit(params, X):
+        bias, g, v = params.values()
+        return X @ (g * v / v.norm(dim=1, keepdim=True)).T + bias
+
+    for operator, dense in (
+        (HessianLinearOperator, dense_hessian),
+        (GGNLinearOperator, dense_ggn),
+    ):
+        A = operator(model, CE(), params, data)
+        expected = dense(explicit, CE(), {k: p.detach() for k, p in params.items()}, data)
+        torch.testing.assert_close(A.to_dense(), expected, **CLOSE)
+
+
+def test_transposed_jacobian_of_a_view_leaves_its_argument_alone():
+    J = JacobianLinearOperator.from_function(lambda x: x.view(2, 3), torch.zeros(6))
+    u = np.ones(6, dtype=np.float32)
+    y = J.T @ u
+    assert not np.shares_memory(u, y)
+    data = [(torch.zeros(2, 1), None)] * 2
+    J = JacobianLinearOperator(lambda p, X: p[0], [torch.zeros(6)], data)
+    u = np.ones(12, dtype=np.float32)
+    assert (J.T @ u).tolist() == [2.0] * 6
+    assert u.tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize("operator", [HessianLinearOperator, GGNLinearOperator])
+def test_models_with_derivatives_inside(operator):
+    """A force field: the prediction is itself a gradient."""
+
+    class Force(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = mlp(3, 4, 1)
+
+        def forward(self, x):
+            x = x.detach().requires_grad_()
+            energy = self.energy(x).sum()
+            return -torch.autograd.grad(energy, x, create_graph=True)[0][:, :2]
+
+    problem = regression()
+    model = Force()
+    params = dict(model.named_parameters())
+
+    def explicit(params, X):
+        weights = {k.removeprefix("energy."): p for k, p in params.items()}
+
+        def energy(x):
+            return torch.func.functional_call(model.energy, weights, (x,)).sum()
+
+        return -torch.func.vmap(torch.func.grad(energy))(X)[:, :2]
+
+    dense = dense_hessian if operator is HessianLinearOperator else dense_ggn
+    expected = dense(explicit, MSE(), params, problem.data)
+    for given in (model, explicit):
+        A = operator(given, MSE(), params, problem.data)
+        torch.testing.assert_close(A.to_dense(), expected, **CLOSE)
+    J = JacobianLinearOperator(model, params, problem.data)
+    expected = dense_jacobian(explicit, params, problem.data)
+    torch.testing.assert_close(J.to_dense(), expected, **CLOSE)
+
+
+def test_sparse_embedding():
+    torch.manual_seed(0)
+    dense, sparse = (
+        nn.Sequential(nn.Embedding(5, 3, sparse=s), nn.Flatten(), nn.Linear(6, 2)).double()
+        for s in (False, True)
+    )
+    sparse.load_state_dict(dense.state_dict())
+    data = [(torch.randint(5, (4, 2)), torch.randint(2, (4,)))]
+    matrices = [
+        HessianLinearOperator(m, CE(), m.parameters(), data).to_dense()
+        for m in (dense, sparse)
+    ]
+    torch.testing.assert_close(*matrices)
+
+
+def test_byte_targets_with_weights():
+    problem = classification(CE(WEIGHT))
+    expected = dense_hessian(*problem.arguments)
+    data = [(X, y.byte()) for X, y in problem.data]
+    H = HessianLinearOperator(problem.model, problem.loss, problem.params, data)
+    torch.testing.assert_close(H.to_dense(), expected, **CLOSE)
+
+
+def test_columns_of_a_table_as_targets():
+    table = torch.randn(5, 3, dtype=torch.float64)
+    data = list(zip(table[:, :2].split([4, 1]), table[:, 2].split([4, 1]), strict=True))
+    w = torch.zeros(2, dtype=torch.float64)
+    G = GGNLinearOperator(lambda p, X: X @ p[0], MSE(), [w], data)
+    X = table[:, :2]
+    torch.testing.assert_close(G.to_dense(), 2 / 5 * X.T @ X)
+
+
+def test_data_made_in_inference_mode():
+    problem = classification()
+    with torch.inference_mode():
+        data = [(X.clone(), y.clone()) for X, y in problem.data]
+    H = HessianLinearOperator(problem.model, problem.loss, problem.params, data)
+    torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)

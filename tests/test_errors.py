@@ -16,6 +16,7 @@ from torchlinop import (
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
+    JacobianLinearOperator,
     UnsupportedDerivativeError,
     aslinearoperator,
 )
@@ -78,7 +79,7 @@ def test_wrong_shape_of_methods(H):
 
 
 def test_sparse_operand(H):
-    sparse = scipy.sparse.eye_array(27, format="csr")
+    sparse = scipy.sparse.identity(27, format="csr")
     with pytest.raises(TypeError, match="toarray"):
         H.matmat(sparse)
     with pytest.raises(TypeError, match="to_dense"):
@@ -342,6 +343,49 @@ def test_mc_samples_out_of_range(problem, mc_samples):
 def test_bad_cache_option(problem):
     with pytest.raises(ValueError, match="cache has to be 'auto', True or False"):
         _build(problem, problem.data, cache="always")
+
+
+@pytest.mark.parametrize(
+    ("y", "error", "message"),
+    [
+        (
+            torch.zeros(1).long(),
+            ValueError,
+            r"expects a target of shape \(5,\), got \(1,\)",
+        ),
+        (torch.ones(5, 1).double(), ValueError, r"of shape \(5, 3\), got \(5, 1\)"),
+        (torch.zeros(5).int(), TypeError, r"int64, got torch.int32. Pass y.long\(\)"),
+        (torch.arange(5), ValueError, "between 0 and 4, but the prediction has 3 classes"),
+        (None, TypeError, "got NoneType for y"),
+    ],
+)
+def test_targets_that_do_not_fit(problem, y, error, message):
+    with pytest.raises(error, match=message):
+        _build(problem, [(problem.data[0][0], y)]) @ np.ones(27)
+
+
+def test_complex_predictions():
+    with pytest.raises(TypeError, match=r"torch.view_as_real"):
+        JacobianLinearOperator.from_function(torch.fft.fft, torch.ones(4))
+
+
+def test_parameters_made_in_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    data = [(torch.ones(1, 2), torch.ones(1, 2))]
+    with pytest.raises(ValueError, match="made in inference mode"):
+        GGNLinearOperator(model, nn.MSELoss(), model.parameters(), data)
+
+
+def test_vectors_that_are_none_of_the_kinds(H):
+    for x in (None, {"a": 1}, {1, 2}):
+        with pytest.raises(TypeError, match=f"of type {type(x).__name__}"):
+            H @ x
+
+
+def test_memory_budget_in_words(problem):
+    with pytest.raises(TypeError, match="number of bytes, got '1GB'"):
+        _build(problem, problem.data, memory_budget="1GB")
 
 
 # --------------------------------------------------------------- missing derivatives

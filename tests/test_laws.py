@@ -222,6 +222,15 @@ def test_input_is_not_kept(case, arrays, dtype, rng):
     close(arrays.read(A @ arrays.make(x)), dense, x, dtype)
 
 
+def test_reversed_array_of_another_library(dtype):
+    """Handing one to torch directly would abort the process."""
+    strict = pytest.importorskip("array_api_strict", reason="not installed")
+    A, dense = CASES["ggn"](dtype)
+    x = np.arange(len(dense), dtype=numpy_dtype(dtype))
+    y = A @ strict.asarray(x.copy())[::-1]
+    close(np.from_dlpack(y), dense, x[::-1], dtype)
+
+
 def test_output_is_contiguous(case, dtype, rng):
     A, _ = case
     X = vector(rng, A.shape[1], dtype, columns=3)

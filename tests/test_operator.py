@@ -230,6 +230,18 @@ def test_products_in_any_context(context):
     torch.testing.assert_close(later.clone(), dense @ x)
 
 
+def test_autocast_leaves_no_trace():
+    model = torch.nn.Linear(6, 5)
+    data = [(torch.randn(9, 6), torch.randn(9, 5))]
+    H = HessianLinearOperator(model, torch.nn.MSELoss(), model.parameters(), data)
+    x = torch.randn(35)
+    before = H @ x
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(6):
+            torch.testing.assert_close(H @ x, before)
+    torch.testing.assert_close(H @ x, before)
+
+
 def test_tensors_made_in_inference_mode(pair):
     A, dense = pair
     with torch.inference_mode():

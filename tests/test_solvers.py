@@ -5,6 +5,7 @@ in float64, at the very parameters and data that the operator has, so that all o
 difference is rounding in the operator's dtype and the solver's stopping rule.
 """
 
+import contextlib
 import functools
 import inspect
 
@@ -14,16 +15,12 @@ import scipy.linalg
 import scipy.linalg.interpolative as interpolative
 import scipy.sparse.linalg as sla
 import torch
-from numpy.linalg import cond, norm
+import torchlinop
+from numpy.linalg import cond, inv, norm
 from scipy import optimize
 from torch import nn
-from torch.func import functional_call
-from torchlinop import (
-    GGNLinearOperator,
-    HessianLinearOperator,
-    IdentityLinearOperator,
-    JacobianLinearOperator,
-)
+from torch.nn.functional import cross_entropy
+from torchlinop import HessianLinearOperator, JacobianLinearOperator
 from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
 
 from tests.problems import Problem, mlp
@@ -35,16 +32,17 @@ TORCH = {np.float32: torch.float32, np.float64: torch.float64}
 
 def problem(dtype, sizes=(2, 5, 3)):
     """A network and two uneven batches; float32 and float64 hold the same numbers."""
-    random = np.random.RandomState(2)
-    model = mlp(*sizes, dtype=TORCH[dtype])
-    params = list(model.parameters())
-    drawn = [random.uniform(-1, 1, p.shape).astype(np.float32) for p in params]
-    for p, values in zip(params, drawn, strict=True):
-        nn.init.zeros_(p).data.add_(torch.from_numpy(values))
-    X = torch.from_numpy(random.standard_normal((11, 2)).astype(np.float32))
+    random, model = np.random.RandomState(2), mlp(*sizes, dtype=TORCH[dtype])
+    values = random.uniform(-1, 1, size=sum(p.numel() for p in model.parameters()))
+    nn.utils.vector_to_parameters(tensor(np.float32(values), dtype), model.parameters())
+    X = tensor(random.standard_normal((11, 2)).astype(np.float32), dtype)
     y = torch.from_numpy(random.randint(3, size=11))
-    data = zip(X.to(TORCH[dtype]).split([7, 4]), y.split([7, 4]), strict=True)
-    return Problem(model, nn.CrossEntropyLoss(), params, list(data))
+    data = list(zip(X.split([7, 4]), y.split([7, 4]), strict=True))
+    return Problem(model, nn.CrossEntropyLoss(), list(model.parameters()), data)
+
+
+def tensor(x, dtype):
+    return torch.from_numpy(x).to(TORCH[dtype])
 
 
 def family(hessian, ggn, square, jacobian, identity):
@@ -54,10 +52,16 @@ def family(hessian, ggn, square, jacobian, identity):
         "ggn": ggn,
         "damped": ggn + 0.0625 * identity,  # condition number 22
         "indefinite": hessian - 0.29296875 * identity,  # condition number 31
+        "mass": hessian + 2.0 * identity,  # condition number 2.4
         "nonsymmetric": square + 8.5 * identity,
+        "complex": 1.0j * (square + 8.5 * identity),
         "jacobian": jacobian,  # 33 x 15
         "transposed": jacobian.T,
     }
+
+
+def identity(dtype, n=33):
+    return torchlinop.IdentityLinearOperator([(n,)], "cpu", TORCH[dtype])
 
 
 def build(dtype):
@@ -65,23 +69,21 @@ def build(dtype):
     model, loss, params, data = problem(dtype)
     return family(
         HessianLinearOperator(model, loss, params, data),
-        GGNLinearOperator(model, loss, params, data),
+        torchlinop.GGNLinearOperator(model, loss, params, data),
         JacobianLinearOperator(model, params, data),
         JacobianLinearOperator(model, params[:2], data),
-        IdentityLinearOperator([p.shape for p in params], "cpu", TORCH[dtype]),
+        identity(dtype),
     )
 
 
 @functools.cache
 def dense_family():
     model, loss, params, data = problem(np.float64)
-    matrices = (
-        dense_hessian(model, loss, params, data),
-        dense_ggn(model, loss, params, data),
-        dense_jacobian(model, params, data),
-        dense_jacobian(model, params[:2], data),
-    )
-    return family(*(matrix.detach().numpy() for matrix in matrices), np.eye(33))
+    hessian = dense_hessian(model, loss, params, data).numpy(force=True)
+    ggn = dense_ggn(model, loss, params, data).numpy(force=True)
+    square = dense_jacobian(model, params, data).numpy(force=True)
+    jacobian = dense_jacobian(model, params[:2], data).numpy(force=True)
+    return family(hessian, ggn, square, jacobian, np.eye(33))
 
 
 NAMES = list(dense_family())
@@ -96,13 +98,9 @@ def normal(*shape, dtype=np.float64):
     return np.random.RandomState(1).standard_normal(shape).astype(dtype)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    np.random.seed(0)  # SciPy's own draws
-
-
 @pytest.fixture(params=TORCH, ids=lambda dtype: dtype.__name__)
 def dtype(request):
+    np.random.seed(0)  # SciPy's own draws
     return request.param
 
 
@@ -114,26 +112,15 @@ def unit(dense, dtype):
     return max(dense.shape) * float(np.finfo(dtype).eps)
 
 
-def relative(x, expected):
-    return norm(x - expected) / norm(expected)
+def check_pairs(values, vectors, dense, dense_B, expected, residual, sensitivity):
+    """Compare eigenpairs with dense matrices and the eigenvalues of those.
 
-
-def check_pairs(values, vectors, dense, expected, residual, sensitivity=1.0, mass=None):
-    """Compare eigenpairs with a dense matrix and its eigenvalues.
-
-    ``residual`` bounds ``|A v - lambda v|``. Eigenvalues are then as exact up to a
-    factor: 1 for symmetric matrices (Weyl), the condition number of the eigenvectors in
-    general (Bauer-Fike), and ``|B^-1|`` for symmetric pencils ``A v = lambda B v``.
+    ``residual`` bounds ``|A v - lambda B v|``. Eigenvalues are then as exact up to a
+    factor: ``|B^-1|`` for symmetric matrices (Weyl), in general the condition number of
+    the eigenvectors (Bauer-Fike).
     """
     vectors = vectors / norm(vectors, axis=0)
-    weighted = vectors if mass is None else mass @ vectors
-    import os
-
-    os.write(
-        2,
-        f"RATIO {norm(dense @ vectors - weighted * values, axis=0).max() / residual:.3g} {np.abs(np.subtract.outer(values, expected)).min(axis=0).max() / sensitivity / residual:.3g} {os.environ['PYTEST_CURRENT_TEST']}\n".encode(),
-    )
-    assert norm(dense @ vectors - weighted * values, axis=0).max() <= residual
+    assert norm(dense @ vectors - dense_B @ vectors * values, axis=0).max() <= residual
     distances = np.abs(np.subtract.outer(values, expected))
     assert distances.min(axis=0).max() <= sensitivity * residual
     assert distances.min(axis=1).max() <= sensitivity * residual
@@ -142,139 +129,118 @@ def check_pairs(values, vectors, dense, expected, residual, sensitivity=1.0, mas
 def inverse(dense, dtype):
     """A^-1 as an operator of SciPy's."""
     kind = np.result_type(dtype, np.complex64) if np.iscomplexobj(dense) else dtype
-    return sla.aslinearoperator(np.linalg.inv(dense).astype(kind))
+    return sla.aslinearoperator(inv(dense).astype(kind))
 
 
 def preconditioner(name, dtype):
     """Two terms of the Neumann series of the inverse of a positive definite operator."""
     operator, dense = pair(name, dtype)
-    identity = IdentityLinearOperator([operator.shape[:1]], "cpu", TORCH[dtype])
-    return (2 * identity - operator / norm(dense, 2)) / norm(dense, 2)
+    return (2 * identity(dtype) - operator / norm(dense, 2)) / norm(dense, 2)
 
 
 # -------------------------------------------------------------------------- eigenvalues
 
 
-def selected(spectrum, k, which="LM", sigma=None, *, real=True):
+def symmetric_spectrum(dense, dense_B):
+    factor = inv(np.linalg.cholesky(dense_B))
+    return np.linalg.eigvalsh(factor @ dense @ factor.T)
+
+
+def selected(spectrum, k, which, sigma, *, real=True):
     """Eigenvalues that ARPACK looks for; of a real inverse it uses the real part."""
     ranked = spectrum if sigma is None else 1 / (spectrum - sigma)
     if sigma is not None and real:
         ranked = ranked + 1 / (spectrum - np.conj(sigma))
-    return spectrum[np.argsort({"LM": -abs(ranked), "LA": -ranked, "SA": ranked}[which])][
-        :k
-    ]
+    rank = {"LM": -abs(ranked), "LA": -ranked, "SA": ranked}[which]
+    return spectrum[np.argsort(rank)[:k]]
 
 
-def eigen_residual(dense, dtype, expected, sigma=None):
-    """Bound ``|A v - lambda v|``; half is left by ARPACK, half the products' rounding.
+def arpack_residual(dense, dense_B, dtype, expected, sigma):
+    """Bound ``|A v - lambda B v|``; half is left by ARPACK, half the products' rounding.
 
-    With sigma ``|A - sigma| |lambda - sigma|`` times that of the inverse, unit |OPinv|.
+    Both are units of ``|B^-1| |A|``, or with sigma of ``|(A - sigma B)^-1| |B|``, in the
+    norm that belongs to B. Back to A it is ``|B|``, or ``|lambda - sigma| |A - sigma B|``.
     """
-    if sigma is None:
-        return 2 * unit(dense, dtype) * norm(dense, 2)
-    shifted = dense - sigma * np.eye(len(dense))
-    return 2 * unit(dense, dtype) * cond(shifted) * abs(expected - sigma).max()
-
-
-@pytest.mark.parametrize(
-    ("name", "which", "sigma"),
-    [
-        ("hessian", "LM", None),
-        ("hessian", "SA", None),
-        ("hessian", "LM", 0.29296875),
-        ("ggn", "LA", None),
-        ("indefinite", "SA", None),
-    ],
-)
-def test_eigsh(name, which, sigma, dtype):
-    operator, dense = pair(name, dtype)
-    extra = {}
+    size = norm(dense, 2) * cond(dense_B)
     if sigma is not None:
-        extra = {"sigma": sigma, "OPinv": inverse(dense - sigma * np.eye(33), dtype)}
-    values, vectors = sla.eigsh(operator, k=4, which=which, **extra)
-    assert values.dtype == vectors.dtype == dtype
-    expected = selected(np.linalg.eigvalsh(dense), 4, which, sigma)
-    residual = eigen_residual(dense, dtype, expected, sigma)
-    check_pairs(values, vectors, dense, expected, residual)
+        size = abs(expected - sigma).max() * norm(dense_B, 2)
+        size *= cond(dense - sigma * dense_B)
+    return 2 * unit(dense, dtype) * size * np.sqrt(cond(dense_B))
 
 
-@pytest.mark.parametrize("sigma", [None, 0.25])
-def test_eigsh_generalized(sigma, dtype):
-    operator, dense = pair("hessian", dtype)
-    B, dense_B = pair("damped", dtype)
-    spectrum = scipy.linalg.eigh(dense, dense_B, eigvals_only=True)
-    expected = selected(spectrum, 3, "LM", sigma)
-    if sigma is None:
-        extra = {"Minv": inverse(dense_B, dtype)}
-        residual = cond(dense_B) * norm(dense, 2)
+ARPACK = [  # solver, operator, B, which eigenvalues, sigma
+    (sla.eigsh, "hessian", None, "LM", None),
+    (sla.eigsh, "hessian", None, "SA", None),
+    (sla.eigsh, "hessian", None, "LM", 0.29296875),
+    (sla.eigsh, "hessian", "mass", "LM", None),
+    (sla.eigsh, "hessian", "mass", "LM", 0.29296875),
+    (sla.eigsh, "indefinite", None, "SA", None),
+    (sla.eigsh, "ggn", None, "LA", None),
+    (sla.eigs, "nonsymmetric", None, "LM", None),
+    (sla.eigs, "nonsymmetric", None, "LM", 9.5),
+    (sla.eigs, "nonsymmetric", None, "LM", 9.5 + 1j),
+    (sla.eigs, "complex", None, "LM", None),
+    (sla.eigs, "complex", None, "LM", 1 + 9.5j),
+]
+
+
+@pytest.mark.parametrize(("solver", "name", "mass", "which", "sigma"), ARPACK)
+def test_arpack(solver, name, mass, which, sigma, dtype):
+    operator, dense = pair(name, dtype)
+    B, dense_B = pair(mass, dtype) if mass else (None, np.eye(33))
+    extra = {"Minv": inverse(dense_B, dtype)} if mass else {}
+    if sigma is not None:
+        extra = {"sigma": sigma, "OPinv": inverse(dense - sigma * dense_B, dtype)}
+    k = 3 if sigma is None else 4  # not one of a conjugate pair
+    v0 = normal(33, dtype=dtype)
+    values, vectors = solver(operator, k=k, M=B, which=which, v0=v0, **extra)
+    if solver is sla.eigsh:
+        assert values.dtype == vectors.dtype == dtype
+        spectrum, sensitivity = symmetric_spectrum(dense, dense_B), norm(inv(dense_B), 2)
     else:
-        shifted = dense - sigma * dense_B
-        extra = {"sigma": sigma, "OPinv": inverse(shifted, dtype)}
-        residual = cond(shifted) * abs(expected - sigma).max() * norm(dense_B, 2)
-    values, vectors = sla.eigsh(operator, k=3, M=B, **extra)
-    # as above for B^-1 A or (A - sigma B)^-1 B, but in the norm that belongs to B
-    residual *= 2 * unit(dense, dtype) * np.sqrt(cond(dense_B))
-    sensitivity = norm(np.linalg.inv(dense_B), 2)
-    check_pairs(values, vectors, dense, expected, residual, sensitivity, dense_B)
+        spectrum, basis = np.linalg.eig(dense)
+        sensitivity = cond(basis)
+    expected = selected(spectrum, k, which, sigma, real=np.isrealobj(dense))
+    residual = arpack_residual(dense, dense_B, dtype, expected, sigma)
+    check_pairs(values, vectors, dense, dense_B, expected, residual, sensitivity)
 
 
 @pytest.mark.parametrize(
     ("solver", "sigma"), [(sla.eigsh, 0.2), (sla.eigs, 0.2), (sla.eigs, 0.2 + 0.1j)]
 )
-def test_sigma_without_inverse(solver, sigma, dtype):
-    operator = GGNLinearOperator(*problem(dtype, sizes=(2, 3)).arguments)
-    dense = dense_ggn(*problem(np.float64, sizes=(2, 3)).arguments).detach().numpy()
-    values, vectors = solver(operator, k=2, sigma=sigma)
+def test_arpack_without_inverse(solver, sigma, dtype):
+    operator = torchlinop.GGNLinearOperator(*problem(dtype, sizes=(2, 3)).arguments)
+    dense = dense_ggn(*problem(np.float64, sizes=(2, 3)).arguments).numpy(force=True)
+    values, vectors = solver(operator, k=2, sigma=sigma, v0=normal(9, dtype=dtype))
     expected = selected(np.linalg.eigvalsh(dense), 2, "LM", sigma)
     # every step is a solution by gmres to 1000 sqrt(n) eps; complex for the last sigma
-    residual = eigen_residual(dense, dtype, expected, sigma) * (1 + 1000 / np.sqrt(9))
-    check_pairs(values, vectors, dense, expected, residual)
+    residual = arpack_residual(dense, np.eye(9), dtype, expected, sigma)
+    residual *= 1 + 1000 / np.sqrt(9)
+    check_pairs(values, vectors, dense, np.eye(9), expected, residual, 1)
 
 
-@pytest.mark.parametrize("factor", [1.0, 1.0j])
-@pytest.mark.parametrize("sigma", [None, 9.5, 9.5 + 1j])
-def test_eigs(factor, sigma, dtype):
-    operator, dense = (factor * a for a in pair("nonsymmetric", dtype))
-    spectrum, basis = np.linalg.eig(dense)
-    extra = {}
-    if sigma is not None:
-        sigma *= factor
-        extra = {"sigma": sigma, "OPinv": inverse(dense - sigma * np.eye(33), dtype)}
-    values, vectors = sla.eigs(operator, k=3 if sigma is None else 4, **extra)
-    real = np.isrealobj(dense)
-    expected = selected(spectrum, len(values), "LM", sigma, real=real)
-    residual = eigen_residual(dense, dtype, expected, sigma)
-    check_pairs(values, vectors, dense, expected, residual, cond(basis))
-
-
+@pytest.mark.parametrize("k", [3, 8])
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("extra", ["", "M", "B", "BM"])
-def test_lobpcg(extra, largest, dtype):
-    operator, dense = pair("indefinite", dtype)
-    B, dense_B = pair("damped", dtype) if "B" in extra else (None, np.eye(33))
+def test_lobpcg(extra, largest, k, dtype):
+    # the well separated end of the spectrum; the preconditioner is not for that end
+    operator, dense = (a if largest else -a for a in pair("ggn", dtype))
+    B, dense_B = pair("mass", dtype) if "B" in extra else (None, np.eye(33))
     M = preconditioner("damped", dtype) if "M" in extra else None
-    spectrum = scipy.linalg.eigh(dense, dense_B, eigvals_only=True)
-    expected = spectrum[-3:] if largest else spectrum[:3]
+    spectrum = symmetric_spectrum(dense, dense_B)
+    expected = spectrum[-k:] if largest else spectrum[:k]
     # ten times the rounding of A v - lambda B v, where v has length 1 in the norm of B,
     # so that its own length is between |B|^-1/2 and |B^-1|^1/2
-    size_B, size_inverse = norm(dense_B, 2), norm(np.linalg.inv(dense_B), 2)
+    size_B, size_inverse = norm(dense_B, 2), norm(inv(dense_B), 2)
     size = (norm(dense, 2) + abs(expected).max() * size_B) * np.sqrt(size_inverse)
     options = {"tol": 10 * unit(dense, dtype) * size, "maxiter": 200, "largest": largest}
-    values, vectors = sla.lobpcg(operator, normal(33, 3, dtype=dtype), B=B, M=M, **options)
+    # large blocks: the identity is multiplied, in integers, and that dense problem solved
+    warned = pytest.warns(UserWarning, match="too small")
+    with warned if 5 * k > 33 else contextlib.nullcontext():
+        X = normal(33, k, dtype=dtype)
+        values, vectors = sla.lobpcg(operator, X, B, M, **options)
     residual = 1.1 * options["tol"] * np.sqrt(size_B)
-    check_pairs(values, vectors, dense, expected, residual, size_inverse, dense_B)
-
-
-def test_lobpcg_of_a_large_block(dtype):
-    # multiplies the identity, in integers, and solves that dense problem
-    operator, dense = pair("hessian", dtype)
-    B, dense_B = pair("damped", dtype)
-    with pytest.warns(UserWarning, match="too small"):
-        values, vectors = sla.lobpcg(operator, normal(33, 8, dtype=dtype), B=B)
-    expected = scipy.linalg.eigh(dense, dense_B, eigvals_only=True)[-8:]
-    residual = unit(dense, dtype) * norm(dense, 2) * cond(dense_B)
-    sensitivity = norm(np.linalg.inv(dense_B), 2)
-    check_pairs(values, vectors, dense, expected, residual, sensitivity, dense_B)
+    check_pairs(values, vectors, dense, dense_B, expected, residual, size_inverse)
 
 
 @pytest.mark.parametrize("name", ["jacobian", "transposed"])
@@ -284,8 +250,9 @@ def test_svds(solver, name, dtype):
     expected = np.linalg.svd(dense, compute_uv=False)
     # lobpcg compares the residual of A.T A with the square of tol
     tol = np.sqrt(10 * unit(dense, dtype)) * expected[0] if solver == "lobpcg" else 0
+    draws = "rng" if "rng" in inspect.signature(sla.svds).parameters else "random_state"
     try:
-        u, s, vt = sla.svds(operator, k=3, solver=solver, tol=tol, maxiter=200)
+        u, s, vt = sla.svds(operator, 3, tol=tol, maxiter=200, solver=solver, **{draws: 0})
     except ValueError as error:
         if "opt-in" not in str(error):
             raise
@@ -306,15 +273,12 @@ SOLVERS = {
     "indefinite": "gmres lgmres gcrotmk minres",
     "nonsymmetric": "cgs bicg bicgstab gmres lgmres gcrotmk qmr tfqmr",
 }
-SYSTEMS = [
-    (solver, name, preconditioned)
-    for name, solvers in SOLVERS.items()
-    for solver in solvers.split()
-    for preconditioned in ([False, True] if name == "damped" else [False])
-]
 
 
-@pytest.mark.parametrize(("solver", "name", "preconditioned"), SYSTEMS)
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize(
+    ("name", "solver"), [(name, s) for name in SOLVERS for s in SOLVERS[name].split()]
+)
 def test_linear_systems(solver, name, preconditioned, dtype):
     operator, dense = pair(name, dtype)
     solve, b = getattr(sla, solver), normal(33, dtype=dtype)
@@ -326,23 +290,22 @@ def test_linear_systems(solver, name, preconditioned, dtype):
     options = {"rtol" if "rtol" in known else "tol": rtol}
     options |= {"atol": 0.0} if "atol" in known else {}
     if preconditioned:
-        M = preconditioner(name, dtype)
-        identity = IdentityLinearOperator([(33,)], "cpu", TORCH[dtype])
-        options |= {"M1": M, "M2": identity} if solver == "qmr" else {"M": M}
+        M = preconditioner("damped", dtype)
+        options |= {"M1": M, "M2": identity(dtype)} if solver == "qmr" else {"M": M}
     x, info = solve(operator, b, **options)
     assert info == 0
     assert x.dtype == solve(dense.astype(dtype), b, **options)[0].dtype
+    np.testing.assert_array_equal(solve(operator, b, **options)[0], x)
     # |x - x*| <= |A^-1| |A x - b|: what is left, 10 unit |b| <= 10 unit |A| |x*|, and
     # what the solver does not see, unit |A| |x|
-    error = 11 * unit(dense, dtype) * cond(dense)
-    print("RATIO2", relative(x, np.linalg.solve(dense, b)) / error)
-    assert relative(x, np.linalg.solve(dense, b)) <= error
+    expected = np.linalg.solve(dense, b)
+    assert norm(x - expected) <= 11 * unit(dense, dtype) * cond(dense) * norm(expected)
 
 
 def least_squares_error(dense, x, b, tol):
     """Wedin: x solves a problem whose matrix and right side differ by tol."""
-    misfit = norm(dense @ x - b) / (norm(dense, 2) * norm(x))
-    return 3 * cond(dense) * (1 + misfit * cond(dense)) * tol
+    misfit = norm(dense @ x - b) / norm(dense, 2)
+    return 3 * cond(dense) * (norm(x) + misfit * cond(dense)) * tol
 
 
 @pytest.mark.parametrize("damp", [0.0, 0.5])
@@ -363,8 +326,7 @@ def test_least_squares_systems(solver, name, damp, dtype):
     target = np.r_[b, np.zeros(len(extended) - m)]
     expected = np.linalg.pinv(extended) @ target
     error = least_squares_error(extended, expected, target, 11 * unit(dense, dtype))
-    print("RATIO3", relative(x, expected) / error)
-    assert relative(x, expected) <= error
+    assert norm(x - expected) <= error
 
 
 # ----------------------------------------------------- functions, norms, decompositions
@@ -428,151 +390,150 @@ def test_interpolative_svd(rank):
 # Functions and gradients are float64, so that solvers converge to tight tolerances; the
 # curvature has either dtype, which changes the steps and not where they lead.
 
-PENALTY = 0.1
+
+X, LABELS = (torch.cat(parts) for parts in zip(*problem(np.float64).data, strict=True))
+START = nn.utils.parameters_to_vector(problem(np.float64).params).numpy(force=True)
 
 
-def outputs(dtype):
-    """The predictions on all data as a function of one vector."""
-    model, _, params, data = problem(dtype)
-    X = torch.cat([X for X, _ in data])
-
-    def predict(t):
-        parts = t.split([p.numel() for p in params])
-        named = zip(model.named_parameters(), parts, strict=True)
-        return functional_call(model, {n: v.view(p.shape) for (n, p), v in named}, (X,))
-
-    return predict
+def predict(t):
+    """The network on all data as a function of its parameters, in their dtype."""
+    W, b, V, c = t.split([10, 5, 15, 3])
+    return (X.to(t.dtype) @ W.view(5, 2).T + b).tanh() @ V.view(3, 5).T + c
 
 
-def objective(dtype):
-    predict, loss = outputs(dtype), nn.CrossEntropyLoss()
-    y = torch.cat([y for _, y in problem(dtype).data])
-    return lambda t: loss(predict(t), y) + PENALTY / 2 * t.dot(t)
-
-
-def start():
-    return nn.utils.parameters_to_vector(problem(np.float64).params).detach().numpy()
+def objective(t):
+    return cross_entropy(predict(t), LABELS) + 0.05 * t.dot(t)
 
 
 def value(x):
-    return objective(np.float64)(torch.from_numpy(x)).item()
+    return objective(torch.from_numpy(x)).item()
 
 
 def slope(x):
-    return torch.func.grad(objective(np.float64))(torch.from_numpy(x)).numpy()
+    return torch.func.grad(objective)(torch.from_numpy(x)).numpy()
 
 
 def newton_step(x):
-    """Distance to the stationary point by the dense Hessian, and its spectrum."""
-    dense = torch.func.hessian(objective(np.float64))(torch.from_numpy(x)).numpy()
+    """Distance from a stationary point and eigenvalues, by the dense Hessian."""
+    dense = torch.func.hessian(objective)(torch.from_numpy(x)).numpy()
     return norm(np.linalg.solve(dense, slope(x))), np.linalg.eigvalsh(dense)
 
 
 @pytest.mark.parametrize(
-    ("method", "argument"),
-    [
-        ("Newton-CG", "hess"),
-        ("trust-constr", "hess"),
-        ("trust-constr", "hessp"),
-        ("trust-ncg", "hessp"),
-        ("trust-krylov", "hessp"),
-    ],
+    ("argument", "method"),
+    [("hess", "Newton-CG"), ("hess", "trust-constr")]
+    + [("hessp", method) for method in ("trust-constr", "trust-ncg", "trust-krylov")],
 )
-def test_minimize(method, argument, dtype):
-    f, point = objective(dtype), torch.from_numpy(start()).to(TORCH[dtype])
-    following = HessianLinearOperator.from_function(f, point)
+def test_minimize(argument, method, dtype):
+    point = tensor(START, dtype)
+    following = HessianLinearOperator.from_function(objective, point)
 
     def hess(x):
-        return HessianLinearOperator.from_function(f, torch.from_numpy(x).to(TORCH[dtype]))
+        return HessianLinearOperator.from_function(objective, tensor(x, dtype))
 
     def hessp(x, p):
         point.copy_(torch.from_numpy(x))
         return following.matvec(p)
 
-    curvature = {"hess": hess} if argument == "hess" else {"hessp": hessp}
-    options = {
-        "Newton-CG": {"xtol": 1e-9},
-        "trust-constr": {"gtol": 1e-9, "xtol": 0},
-    }.get(method, {"gtol": 1e-9})
-    result = optimize.minimize(
-        value, start(), jac=slope, method=method, options=options, **curvature
-    )
+    arguments = {"jac": slope, argument: hess if argument == "hess" else hessp}
+    # gradients below 1e-8 change the value by less than its rounding
+    options = {"xtol": 1e-6} if method == "Newton-CG" else {"gtol": 1e-6}
+    options |= {"xtol": 0} if method == "trust-constr" else {}
+    result = optimize.minimize(value, START, method=method, options=options, **arguments)
     assert result.success, result.message
     distance, spectrum = newton_step(result.x)
-    assert spectrum[0] > 0
-    # entries of the gradient up to gtol. Newton-CG: steps of mean size up to xtol that
-    # solve H s = -g to half of |g|, hence |g| <= 2 |H| |s|
-    error = np.sqrt(33) * 1e-9 / spectrum[0]
+    assert spectrum.min() > 0
+    gradient = 1e-6 * np.sqrt(33)
     if method == "Newton-CG":
-        error = 2 * 33 * 1e-9 * spectrum[-1] / spectrum[0]
-    print("RATIO8", distance / error, error, result.nit)
-    assert distance <= error
+        # steps of mean size up to xtol solve H s = -g to half of |g|: |g| <= 2 |H| |s|
+        gradient = 2 * spectrum.max() * 1e-6 * 33
+    assert distance <= gradient / spectrum.min()
 
 
 def test_newton_krylov(dtype):
-    x = optimize.newton_krylov(
-        slope, start(), f_tol=1e-9, inner_M=preconditioner("damped", dtype)
-    )
+    M = preconditioner("damped", dtype)
+    x = optimize.newton_krylov(slope, START, f_tol=1e-8, inner_M=M)
     distance, spectrum = newton_step(x)
-    print("RATIO10", distance)
-    assert distance <= np.sqrt(33) * 1e-9 / np.abs(spectrum).min()
+    assert distance <= 1e-8 * np.sqrt(33) / np.abs(spectrum).min()
 
 
 @pytest.mark.parametrize("method", ["trf", "dogbox"])
 def test_least_squares(method, dtype):
-    solution = start()
-    predict, targets = outputs(np.float64), outputs(np.float64)(torch.from_numpy(solution))
+    solution = torch.from_numpy(START)
 
-    def residuals(x, predict=predict):
-        x = torch.from_numpy(x)
-        return torch.cat(
-            [(predict(x) - targets).reshape(-1), x - torch.from_numpy(solution)]
-        )
+    def residuals(t):
+        misfit = predict(t) - predict(solution).to(t.dtype)
+        return torch.cat([misfit.reshape(-1), t - solution.to(t.dtype)])
 
-    def jacobian(x, dtype=dtype):
-        predict = outputs(dtype)
-        x = torch.from_numpy(x).to(TORCH[dtype])
-        return JacobianLinearOperator.from_function(
-            lambda x: torch.cat([predict(x).reshape(-1), x]), x
-        )
+    def fun(x):
+        return residuals(torch.from_numpy(x)).numpy()
 
-    x0 = solution + 0.1 * normal(33)
-    result = optimize.least_squares(
-        lambda x: residuals(x).detach().numpy(),
-        x0,
-        jac=jacobian,
-        method=method,
-        tr_solver="lsmr",
-        gtol=1e-8,
-        xtol=None,
-        ftol=None,
-    )
+    def jac(x):
+        return JacobianLinearOperator.from_function(residuals, tensor(x, dtype))
+
+    options = {"method": method, "gtol": 1e-8, "xtol": None, "ftol": None}
+    x0 = START + 0.1 * normal(33)
+    result = optimize.least_squares(fun, x0, jac, tr_solver="lsmr", **options)
     assert result.status == 1
-    print("RATIO11", norm(result.x - solution), result.nfev)
-    dense = jacobian(solution, np.float64).to_dense().numpy()
-    assert norm(result.x - solution) <= 1.1 * np.sqrt(33) * 1e-8 / norm(dense, -2) ** 2
+    # the gradient, at most gtol, is J.T J (x - solution) up to second order
+    dense = torch.func.jacrev(residuals)(solution).numpy()
+    error = 1.1 * 1e-8 * np.sqrt(33) / norm(dense, -2) ** 2
+    assert norm(result.x - START) <= error
 
 
-@pytest.mark.parametrize("bound", [np.inf, 0.1])
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
-def test_lsq_linear(bound, dtype):
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # lsmr
+def test_lsq_linear(dtype):
     operator, dense = pair("jacobian", dtype)
     b, tol = normal(33, dtype=dtype), 10 * unit(dense, dtype)
-    if bound == np.inf:
-        tol /= np.sqrt(15)
-    limits = {"bounds": (-bound, bound)}
-    options = {"lsq_solver": "lsmr", "tol": tol, "lsmr_tol": tol, "lsmr_maxiter": 200}
-    result = optimize.lsq_linear(operator, b, **limits, **options)
-    expected = optimize.lsq_linear(dense, b, **limits, method="bvls", tol=1e-15).x
-    assert result.success
-    error = least_squares_error(dense, expected, b, 11 * unit(dense, dtype))
-    print(
-        "RATIO12",
-        result.status,
-        result.nit,
-        result.optimality,
-        relative(result.x, expected),
-        error,
-        result.message,
-        sum(abs(expected) == bound),
-    )
+    options = {"lsq_solver": "lsmr", "lsmr_tol": tol / np.sqrt(15), "lsmr_maxiter": 200}
+    free = optimize.lsq_linear(operator, b, **options)
+    expected = np.linalg.pinv(dense) @ b
+    error = least_squares_error(dense, expected, b, 1.1 * tol)
+    assert norm(free.x - expected) <= error
+
+    for bound in (0.1, 0.05, 0.03, 0.02, 0.01, 0.005):
+        bounded = optimize.lsq_linear(operator, b, (-bound, bound), tol=tol, **options)
+        expected = optimize.lsq_linear(
+            dense, b, (-bound, bound), method="bvls", tol=1e-15
+        ).x
+        gradient = dense.T @ (dense @ expected - b)
+        print(
+            "LSQ",
+            bound,
+            bounded.status,
+            bounded.optimality,
+            sum(abs(expected) >= bound * (1 - 1e-9)),
+            abs(gradient).min(),
+            norm(bounded.x - expected),
+            bounded.optimality * norm(1 / gradient),
+        )
+
+
+# ------------------------------------------------------------- what solvers rely on
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("product", ["matvec", "rmatvec", "matmat", "rmatmat"])
+def test_products_share_no_memory(product, name, dtype):
+    operator, dense = build(dtype)[name], dense_family()[name]  # new: nothing is kept yet
+    assert isinstance(operator, sla.LinearOperator)
+    assert sla.aslinearoperator(operator) is operator
+    assert isinstance(operator.dtype, np.dtype)
+    assert operator.dtype == dtype if name != "complex" else np.result_type(dtype, "F")
+    matrix = dense.conj().T if product.startswith("r") else dense
+    inputs = normal(6, matrix.shape[1], *([] if "vec" in product else [3]), dtype=dtype)
+    work, outputs = np.empty_like(inputs[0]), []
+    for x in inputs:  # all in one array, as ARPACK does
+        work[...] = x
+        outputs.append(getattr(operator, product)(work))
+        work[...] = np.nan
+    copies = np.copy(outputs)
+    for y in outputs:
+        assert y.dtype == operator.dtype
+        assert y.flags.writeable
+        assert y.flags.c_contiguous
+        y[...] = np.nan
+    for x, y in zip(inputs, copies, strict=True):
+        assert norm(y - matrix @ x) <= unit(dense, dtype) * norm(dense, 2) * norm(x)
+        # the same bits, from the first product on
+        np.testing.assert_array_equal(getattr(operator, product)(x), y)

@@ -65,15 +65,18 @@ def is_scalar(x: Any) -> bool:
     """Whether ``x`` is a number: Python, NumPy, or a 0-dimensional array of any kind."""
     if np.isscalar(x):
         return not isinstance(x, (str, bytes))
-    return getattr(x, "shape", None) == () and hasattr(x, "item")
+    return getattr(x, "shape", None) == () and (
+        hasattr(x, "__float__") or hasattr(x, "__complex__")
+    )
 
 
 def as_number(x: Any) -> float | complex:
     """Return a scalar as a Python number."""
     value = x.item() if hasattr(x, "item") else x
-    if isinstance(value, (complex, np.complexfloating)):
+    try:
+        return float(value)
+    except TypeError:
         return complex(value)
-    return float(value)
 
 
 def import_array(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
@@ -114,7 +117,7 @@ def import_array(x: Array, device: torch.device, dtype: torch.dtype) -> Imported
             "expected. Pass x.toarray(), or torchlinop.aslinearoperator(x) for a "
             "product of operators."
         )
-    if hasattr(x, "__dlpack__") and not hasattr(x, "__array_interface__"):
+    if _speaks_dlpack(x):
         return _from_dlpack(x, device, dtype)
     try:
         array = np.asarray(x)
@@ -124,6 +127,30 @@ def import_array(x: Array, device: torch.device, dtype: torch.dtype) -> Imported
             f"{type(x).__name__}."
         ) from error
     return _from_numpy(array, device, dtype)
+
+
+def as_tensor(x: Array, device: torch.device | None = None) -> Tensor:
+    """Return an array as a tensor of the dtype in which an operator made of it computes.
+
+    float32, float64 and their complex counterparts stay, half precision becomes float32,
+    integers float64. By default on the device where ``x`` is.
+    """
+    if _is_cupy(x):
+        tensor = _view_of_cupy(x)
+    elif isinstance(x, Tensor):
+        tensor = x
+    elif _speaks_dlpack(x):
+        tensor = _copy_through_dlpack(x)
+    else:
+        array = np.asarray(x)
+        here = device or torch.device("cpu")
+        return _from_numpy(array, here, torch_dtype(array.dtype)).tensor
+    dtype = tensor.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+    elif dtype not in _TORCH_TO_NUMPY:
+        dtype = torch.float64
+    return _from_torch(tensor, device or tensor.device, dtype).tensor
 
 
 # -------------------------------------------------------------------------- NumPy
@@ -233,9 +260,7 @@ def _from_cupy(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
     if x.dtype.kind not in "biufc":
         raise TypeError(f"Expected a CuPy array of numbers, got dtype {x.dtype}.")
     target, result = _foreign_dtypes(x, dtype)
-    if any(s < 0 for s in x.strides):
-        x = x.copy()
-    tensor = torch.from_dlpack(x)
+    tensor = _view_of_cupy(x)
     _check_device(tensor, device, "CuPy array")
     origin = tensor.device
 
@@ -244,6 +269,12 @@ def _from_cupy(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
         return cupy.from_dlpack(y).astype(result, copy=False)
 
     return Imported(tensor.to(device, target), export)
+
+
+def _view_of_cupy(x: Array) -> Tensor:
+    if any(s < 0 for s in x.strides):  # torch would abort the process
+        x = x.copy()
+    return torch.from_dlpack(x)
 
 
 def _foreign_dtypes(x: Array, dtype: torch.dtype) -> tuple[torch.dtype, np.dtype]:
@@ -264,14 +295,26 @@ def _check_device(tensor: Tensor, device: torch.device, what: str) -> None:
 # ----------------------------------------------------------- other DLPack libraries
 
 
-def _from_dlpack(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
+def _speaks_dlpack(x: Array) -> bool:
+    """Whether to go through DLPack: not where NumPy can view the memory itself."""
+    return hasattr(x, "__dlpack__") and not hasattr(x, "__array_interface__")
+
+
+def _copy_through_dlpack(x: Array) -> Tensor:
+    """Copy first: torch aborts the process on negative strides, and a read-only
+    exporter would be aliased by a writable tensor.
+    """
     try:
-        tensor = torch.from_dlpack(x).clone()  # the exporter may be read-only
+        return torch.from_dlpack(_namespace(x).asarray(x, copy=True))
     except Exception as error:
         raise TypeError(
             f"torch could not take {type(x).__module__}.{type(x).__name__} through "
             f"DLPack: {error}. Copy it into a contiguous array of a plain dtype first."
         ) from error
+
+
+def _from_dlpack(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
+    tensor = _copy_through_dlpack(x)
     _check_device(tensor, device, type(x).__name__)
     origin = tensor.device
     result = torch.promote_types(dtype, tensor.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlinop._watch import Watch
 from torchlinop.autodiff.columns import BlockState, apply_rows
+from torchlinop.autodiff.linearize import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
 
 
@@ -71,13 +72,17 @@ class KeptLinearizations(Generic[Map]):
 
     def __iter__(self) -> Iterator[Map]:
         """Yield the maps, rebuilding those that are stale or were not kept."""
-        for watch in self._watches:
-            if watch.changed():
+        with EXCLUSIVE:
+            if any(watch.changed() for watch in self._watches):
                 self.refresh()
-                break
-        if self._complete:
-            yield from self._kept.values()
+            maps = list(self._kept.values()) if self._complete else None
+        if maps is not None:
+            yield from maps
             return
+        with EXCLUSIVE:  # one thread builds at a time
+            yield from self._building_pass()
+
+    def _building_pass(self) -> Iterator[Map]:
         if self._source.batches.shuffles:  # parts of two orders do not add up
             self._kept.clear()
             self._bytes = 0
@@ -95,7 +100,8 @@ class KeptLinearizations(Generic[Map]):
         if self._source.cache == "auto":
             if self._budget is None:
                 device = self._source.space.device
-                self._budget = self._source.memory_budget or free_memory(device)
+                given = self._source.memory_budget
+                self._budget = free_memory(device) if given is None else given
             if self._bytes + linear_map.nbytes > self._budget:
                 self._full = True
                 if self._source.batches.shuffles:  # parts of two orders do not add up
@@ -104,7 +110,7 @@ class KeptLinearizations(Generic[Map]):
                 return
         self._kept[batch.position] = linear_map
         self._bytes += linear_map.nbytes
-        if not self._source.batches.lasting_tensors():  # else the source watches them
+        if not self._source.batches.lasts:  # else the source watches them
             self._watches.append(Watch(batch.sources))
 
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from torchlinop import _interchange
-from torchlinop._interchange import as_number, import_array, is_scalar
+from torchlinop._interchange import as_number, as_tensor, import_array, is_scalar
 from torchlinop._typing import Array, Scalar
 
 
@@ -82,6 +82,9 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         ``x`` has shape ``(N, K)`` and the operator's dtype or, for a real operator, its
         complex counterpart, which is multiplied by parts in one block.
         """
+        if torch.is_autocast_enabled(self.device.type):
+            with torch.autocast(self.device.type, enabled=False):
+                return self._product(x)
         if x.dtype.is_complex and not self.torch_dtype.is_complex:
             k = x.shape[1]
             parts = self._apply(torch.cat([x.real, x.imag], dim=1).to(self.torch_dtype))
@@ -195,7 +198,7 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         if operand is not None or is_scalar(other):
             return operand
         if getattr(other, "ndim", None) == 2:
-            return DenseLinearOperator(_matrix(other, self.device))
+            return DenseLinearOperator(as_tensor(other, self.device))
         return None
 
     def __call__(self, x: Any) -> Any:
@@ -333,24 +336,17 @@ _TORCH_BINARY = {
 
 def _with_shape(x: Array) -> Array:
     """Return ``x`` with a ``.shape``; sequences and scalars become NumPy arrays."""
-    return x if hasattr(x, "shape") else np.asarray(x)
-
-
-def _matrix(x: Array, device: torch.device) -> Tensor:
-    """Return a dense matrix of any kind as a tensor of its own computing dtype."""
-    if isinstance(x, Tensor):
-        known = x.dtype in (torch.float64, torch.complex64, torch.complex128)
-        integer = not (x.is_floating_point() or x.is_complex())
-        small = torch.float64 if integer else torch.float32
-        dtype = x.dtype if known else small
-    else:
-        if not hasattr(x, "dtype"):
-            x = np.asarray(x)
-        try:
-            dtype = _interchange.torch_dtype(x.dtype)
-        except TypeError:  # an array library with dtypes of its own
-            dtype = _matrix(torch.from_dlpack(x), device).dtype
-    return import_array(x, device, dtype).tensor
+    if hasattr(x, "shape"):
+        return x
+    array = (
+        np.asarray(x) if isinstance(x, (list, tuple)) or hasattr(x, "__array__") else None
+    )
+    if array is None:
+        raise TypeError(
+            "Expected an array, an operator or a number, got an object of type "
+            f"{type(x).__name__}."
+        )
+    return array
 
 
 # ----------------------------------------------------------------------- composites
@@ -574,22 +570,15 @@ def aslinearoperator(
     """
     if isinstance(obj, TorchLinearOperator):
         return obj
+    device = None if device is None else torch.device(device)
     if isinstance(obj, scipy.sparse.linalg.LinearOperator) or sparse.issparse(obj):
-        return ForeignLinearOperator(obj, device=torch.device(device or "cpu"))
-    if isinstance(obj, Tensor) and device is None:
-        device = obj.device
-    if device is None and hasattr(obj, "__dlpack_device__"):
-        device = torch.from_dlpack(obj).device if not _on_host(obj) else "cpu"
+        return ForeignLinearOperator(obj, device=device or torch.device("cpu"))
     if not hasattr(obj, "__array__") and not hasattr(obj, "__dlpack__"):
         if hasattr(obj, "shape") and hasattr(obj, "matvec"):
-            return ForeignLinearOperator(obj, device=torch.device(device or "cpu"))
+            return ForeignLinearOperator(obj, device=device or torch.device("cpu"))
         if not isinstance(obj, (list, tuple)):
             raise TypeError(
                 "Expected a matrix (torch, NumPy, CuPy, sparse) or a linear operator, "
                 f"got {type(obj).__name__}."
             )
-    return DenseLinearOperator(_matrix(obj, torch.device(device or "cpu")))
-
-
-def _on_host(obj: Any) -> bool:
-    return isinstance(obj, np.ndarray) or int(obj.__dlpack_device__()[0]) == 1
+    return DenseLinearOperator(as_tensor(obj, device))

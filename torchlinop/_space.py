@@ -56,6 +56,11 @@ class ParameterSpace:
                 raise TypeError(
                     f"params has to hold tensors, got {type(tensor).__name__} for {name!r}."
                 )
+            if tensor.is_inference():
+                raise ValueError(
+                    f"Parameter {name!r} was made in inference mode and cannot be "
+                    "differentiated. Build the model outside torch.inference_mode()."
+                )
             if not tensor.is_floating_point():
                 raise TypeError(
                     f"Parameter {name!r} has dtype {tensor.dtype}; derivatives need a "

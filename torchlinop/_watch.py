@@ -34,9 +34,12 @@ class Watch:
     tensors
         Watched for changes of place, version and, on the CPU, content.
     modules
-        Watched for replaced parameters and buffers, which are then watched too.
+        Watched for replaced parameters, buffers and children; the parameters and buffers
+        are watched as tensors too.
     flags
         Modules whose ``training`` attribute changes what they compute.
+    facts
+        Functions whose values are compared.
     """
 
     def __init__(
@@ -45,47 +48,55 @@ class Watch:
         *,
         modules: Iterable[nn.Module] = (),
         flags: Iterable[nn.Module] = (),
+        facts: Iterable[Callable[[], object]] = (),
     ) -> None:
-        self._slots: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._slots: list[tuple[dict[str, Any], str, object]] = []
         watched = {id(t): t for t in tensors}
         for module in modules:
             for child in module.modules():
-                for slots in (child._parameters, child._buffers):
-                    for name, tensor in slots.items():
-                        if tensor is not None:
-                            self._slots.append((slots, name, tensor))
-                            watched[id(tensor)] = tensor
+                for slots in (child._parameters, child._buffers, child._modules):
+                    for name, value in slots.items():
+                        self._slots.append((slots, name, value))
+                        if isinstance(value, Tensor):
+                            watched[id(value)] = value
         self._tensors = [t for t in watched.values() if t.layout == torch.strided]
         self._flags = list(flags)
         self._training = [m.training for m in self._flags]
-        self._evidence = [(t.data_ptr(), t._version) for t in self._tensors]
-        self._sums = [_checksum_of(t) for t in self._tensors]
-        self._values = [None if s is None else s() for s in self._sums]
+        self._facts = list(facts)
+        self._truth = [fact() for fact in self._facts]
+        self._evidence = [(t.data_ptr(), _version(t)) for t in self._tensors]
+        sums = [_checksum_of(t) for t in self._tensors]
+        self._sums = [(s, s()) for s in sums if s is not None]
 
     def changed(self) -> bool:
         """Whether anything differs from when this watch was set up."""
-        for slots, name, tensor in self._slots:
-            if slots.get(name) is not tensor:
+        for slots, name, value in self._slots:
+            if slots.get(name) is not value:
                 return True
         for tensor, (pointer, version) in zip(self._tensors, self._evidence, strict=True):
-            if tensor._version != version or tensor.data_ptr() != pointer:
+            if tensor.data_ptr() != pointer or _version(tensor) != version:
                 return True
         for module, training in zip(self._flags, self._training, strict=True):
             if module.training is not training:
                 return True
-        for checksum, value in zip(self._sums, self._values, strict=True):
-            if checksum is not None and checksum() != value:
+        for fact, truth in zip(self._facts, self._truth, strict=True):
+            if fact() != truth:
                 return True
-        return False
+        return any(checksum() != value for checksum, value in self._sums)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return the version counter, which tensors made in inference mode lack."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
     """Return a function that digests the tensor's bits, or None if it has no cheap one."""
-    if tensor.device.type != "cpu" or tensor.is_inference() or tensor.numel() == 0:
+    if tensor.device.type != "cpu" or tensor.numel() == 0:
         return None
     flat = tensor.detach()
     if flat.is_conj() or flat.is_neg() or not _dense(flat):
-        return lambda: flat.resolve_conj().resolve_neg().contiguous().numpy().tobytes()
+        return lambda: _bytes(flat)
     storage = flat.as_strided((flat.numel(),), (1,), flat.storage_offset())
     bits = storage.view(torch.uint8).numpy()
     if bits.size <= 8 * _LANES:
@@ -96,12 +107,22 @@ def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
     whole = words.size // _LANES * _LANES
     lanes = words[:whole].reshape(-1, _LANES)
     rest = words[whole:]
+    # in a sum of 64-bit words an even number of flipped sign bits cancels
+    signed = lanes.view(np.float64) if tensor.dtype == torch.float64 else None
 
     def digest() -> bytes:
-        total = np.add.reduce(lanes, axis=0)
-        return b"".join(a.tobytes() for a in (total, rest, *ends))
+        parts = [np.add.reduce(lanes, axis=0), rest, *ends]
+        if signed is not None:
+            with np.errstate(all="ignore"):
+                parts.append(np.add.reduce(signed, axis=0))
+        return b"".join([part.tobytes() for part in parts])
 
     return digest
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    plain = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return plain.view(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _dense(tensor: Tensor) -> bool:

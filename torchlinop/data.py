@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    RandomSampler,
+    Subset,
+    TensorDataset,
+)
 from tqdm import tqdm
 
 from torchlinop._typing import Data
@@ -80,17 +88,20 @@ class DataSource:
         Records what later passes are checked against. Tensors stay where they are.
         """
         total, digests = 0.0, []
-        for index, item in enumerate(self._data):
-            batch = self._batch(index, item)
-            total += measure(batch)
-            digests.append(_digest(batch))
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
+            for index, item in enumerate(self._data):
+                batch = self._batch(index, item)
+                total += measure(batch)
+                digests.append(_digest(batch))
         if not digests:
             raise ValueError(
                 "data is empty: it yielded no (X, y). If it is a generator or an "
                 "iterator that was used before, pass a list or a DataLoader."
             )
         self._digests = digests
-        first = self._batch(0, next(iter(self._data)))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(1)  # data that draws its order shows it
+            first = self._batch(0, next(iter(self._data)))
         self.shuffles = _is_shuffled(self._data) or _digest(first) != digests[0]
         if self.shuffles and self._ordered:
             raise ValueError(
@@ -101,11 +112,29 @@ class DataSource:
         return total
 
     def lasting_tensors(self) -> list[Tensor]:
-        """Tensors that are the same objects in every pass: those of a list of batches."""
-        if not isinstance(self._data, (list, tuple)):
+        """Tensors that every pass reads: those of a list, or behind a DataLoader."""
+        if isinstance(self._data, DataLoader):
+            return list(_dataset_tensors(self._data.dataset))
+        if not self.lasts:
             return []
         batches = (self._batch(i, item) for i, item in enumerate(self._data))
         return [tensor for batch in batches for tensor in batch.sources]
+
+    @property
+    def lasts(self) -> bool:
+        """Whether every pass yields the same objects."""
+        return isinstance(self._data, (list, tuple))
+
+    def identity(self) -> object:
+        """Return what is compared to notice that entries of a list were replaced."""
+        if not self.lasts:
+            return None
+        objects = []
+        for X, y in self._data:
+            objects += [X, y]
+            if isinstance(X, Mapping):
+                objects += X.values()
+        return _SameObjects(objects)
 
     @property
     def num_batches(self) -> int:
@@ -114,6 +143,10 @@ class DataSource:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, on the device; notice data that changed between passes."""
+        with torch.random.fork_rng(devices=[]):
+            yield from self._pass()
+
+    def _pass(self) -> Iterator[Batch]:
         items: Iterable = self._data
         if self._progressbar:
             items = tqdm(items, total=self.num_batches or None, desc="batches")
@@ -139,7 +172,8 @@ class DataSource:
             )
 
     def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        moved = tensor.to(self._device, non_blocking=True)
+        return moved.clone() if moved.is_inference() else moved
 
     def _batch(self, index: int, item: Any) -> Batch:
         if not isinstance(item, (tuple, list)) or len(item) != 2:
@@ -152,8 +186,25 @@ class DataSource:
             )
         X, y = item
         leaves = pytree.tree_leaves((dict(X) if isinstance(X, Mapping) else X, y))
+        leaves = [_shared(a) if isinstance(a, np.ndarray) else a for a in leaves]
         sources = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
         return Batch(index, X, y, int(self._batch_size(X)), sources)
+
+
+class _SameObjects:
+    """Equal to another list of the very same objects."""
+
+    def __init__(self, objects: list[Any]) -> None:
+        self._objects = objects
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _SameObjects)
+            and len(self._objects) == len(other._objects)
+            and all(a is b for a, b in zip(self._objects, other._objects, strict=True))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _check_reiterable(data: Any) -> None:
@@ -172,6 +223,31 @@ def _check_reiterable(data: Any) -> None:
             f"data is a {type(data).__name__}, which can be read only once; every "
             "product reads all data. Pass list(data), or a DataLoader."
         )
+
+
+def _shared(array: np.ndarray) -> Tensor | None:
+    """Return a NumPy array in the data as a tensor, to be watched."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it may be read-only; it is only read
+            return torch.from_numpy(array)
+    except (TypeError, ValueError):
+        return None
+
+
+def _dataset_tensors(dataset: Any) -> Iterator[Tensor]:
+    """Yield the tensors that the usual wrappers of data sets hold."""
+    if isinstance(dataset, TensorDataset):
+        yield from dataset.tensors
+    elif isinstance(dataset, Subset):
+        yield from _dataset_tensors(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from _dataset_tensors(part)
+    elif isinstance(dataset, (list, tuple)):
+        for leaf in pytree.tree_leaves(list(dataset)):
+            if isinstance(leaf, Tensor):
+                yield leaf
 
 
 def _is_shuffled(data: Data) -> bool:
@@ -195,6 +271,8 @@ def _digest(batch: Batch) -> int:
     digest = 0
     for tensor in batch.sources:
         digest = zlib.crc32(repr((tuple(tensor.shape), tensor.dtype)).encode(), digest)
+        if tensor.layout != torch.strided:
+            continue
         head = (
             tensor.detach()
             .reshape(-1)[:256]

@@ -13,7 +13,7 @@ from torchlinop._space import ParameterSpace, named_parameters
 from torchlinop._typing import CachePolicy, Data, Loss, Model, Parameters, Reduction
 from torchlinop._watch import Watch
 from torchlinop.autodiff.diagnose import explain, is_missing_derivative
-from torchlinop.autodiff.linearize import recording
+from torchlinop.autodiff.linearize import EXCLUSIVE, recording
 from torchlinop.autodiff.losses import LossFunction, as_loss
 from torchlinop.data import Batch, DataChangedError, DataSource
 
@@ -67,11 +67,14 @@ class ModelOnData:
             )
         if not (isinstance(cache, bool) or cache == "auto"):
             raise ValueError(f"cache has to be 'auto', True or False, got {cache!r}.")
+        if not (memory_budget is None or isinstance(memory_budget, (int, float))):
+            raise TypeError(f"memory_budget is a number of bytes, got {memory_budget!r}.")
         self.model = model
         self.cache = cache
         self.memory_budget = memory_budget
         self._as_mapping = isinstance(params, Mapping)
-        self._params = named_parameters(model, params)
+        with EXCLUSIVE:
+            self._params = named_parameters(model, params)
         self.space = ParameterSpace(self._params)
         self._check_deterministic = check_deterministic
         self._check_finite = check_finite
@@ -88,7 +91,10 @@ class ModelOnData:
 
     def leaves(self) -> list[Tensor]:
         """Return fresh leaves that share the parameters' memory and version counters."""
-        return [p.detach().requires_grad_() for p in self._params.values()]
+        leaves = [p.detach() for p in self._params.values()]
+        if _renormalizes(self.model):  # the model writes into its weights
+            leaves = [leaf.clone() for leaf in leaves]
+        return [leaf.requires_grad_() for leaf in leaves]
 
     def predict(self, leaves: Sequence[Tensor], X: Any) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
@@ -104,20 +110,21 @@ class ModelOnData:
                 f"{type(prediction).__name__}. Wrap it in a function (params, X) or a "
                 "module that returns the tensor, for instance output.logits."
             )
-        return prediction
+        return _require_real(prediction, "The model")
 
     def _state(self, named: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leaves for the chosen parameters, constants for the others."""
         model = self.model
         assert isinstance(model, nn.Module)
         chosen = {id(p) for p in self._params.values()}
+        copy = _renormalizes(model)
         state = {
-            name: p.detach()
+            name: p.detach().clone() if copy else p.detach()
             for name, p in model.named_parameters(remove_duplicate=False)
             if id(p) not in chosen
         }
-        if any(m.training for m in model.modules()):  # buffers may be written to
-            state |= {name: b.clone() for name, b in model.named_buffers()}
+        # buffers may be written to: running statistics, counters
+        state |= {name: b.clone() for name, b in model.named_buffers()}
         return state | named
 
     def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
@@ -144,17 +151,31 @@ class ModelOnData:
         if not is_missing_derivative(error):
             return error
         leaves = self.leaves()
-        return explain(
-            error, self.model, lambda: self.predict(leaves, batch.X), order=order
-        )
+        with recording(self.space.device, rules=False):
+            return explain(
+                error, self.model, lambda: self.predict(leaves, batch.X), order=order
+            )
 
     # --------------------------------------------------------------------- changes
 
     def watch(self) -> Watch:
         """Return a watch over everything that lasts: all but the batches of a loader."""
+        with EXCLUSIVE:
+            return self._watch()
+
+    def _watch(self) -> Watch:
         tensors = [*self._params.values(), *self.batches.lasting_tensors()]
         modules = [m for m in self._modules() if isinstance(m, nn.Module)]
-        return Watch(tensors, modules=modules, flags=_mode_sensitive(self.model))
+        return Watch(
+            tensors,
+            modules=modules,
+            flags=_mode_sensitive(self.model),
+            facts=[self.batches.identity, self._settings],
+        )
+
+    def _settings(self) -> object:
+        """Return plain attributes that a product depends on."""
+        return None
 
     def _modules(self) -> list[Any]:
         return [self.model]
@@ -162,7 +183,8 @@ class ModelOnData:
     def survey(self) -> None:
         """Pass over the data, check what was asked for, and record what is there."""
         if isinstance(self.model, nn.Module):
-            named_parameters(self.model, self._params)  # none has been replaced
+            with EXCLUSIVE:
+                named_parameters(self.model, self._params)  # none has been replaced
         if self._check_deterministic:
             _check_evaluation_mode(self.model)
         if self._check_finite:
@@ -182,9 +204,9 @@ class ModelOnData:
         """Evaluate the first batch twice."""
         batch = next(iter(self.batches))
         leaves = [p.detach() for p in self.leaves()]
-        with recording(self.space.device, rules=False), torch.no_grad():
-            first = self.predict(leaves, batch.X)
-            second = self.predict(leaves, batch.X)
+        with recording(self.space.device, rules=False):
+            first = self.predict(leaves, batch.X).detach()
+            second = self.predict(leaves, batch.X).detach()
         tolerance = 1e-3 if first.dtype in (torch.float16, torch.bfloat16) else 1e-5
         if not torch.allclose(first, second, rtol=tolerance, equal_nan=True):
             raise ValueError(
@@ -293,6 +315,12 @@ class EmpiricalRisk(ModelOnData):
     def _modules(self) -> list[Any]:
         return [self.model, self.loss_function]
 
+    def _settings(self) -> object:
+        if not isinstance(self.loss_function, nn.Module):
+            return None
+        settings = vars(self.loss_function)
+        return {k: v for k, v in settings.items() if isinstance(v, (int, float, str))}
+
     def survey(self) -> None:
         """Pass over the data for the normaliser and the checks."""
         self.loss = as_loss(self.loss_function, self._reduction)
@@ -372,7 +400,7 @@ class TorchFunction:
             value = self.f(self._kind(leaves))
         if not isinstance(value, Tensor):
             raise TypeError(f"f has to return a tensor, got {type(value).__name__}.")
-        return value
+        return _require_real(value, "f")
 
     def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
         """Run ``build(leaves)``, which evaluates ``f``, for its graph."""
@@ -391,7 +419,8 @@ class TorchFunction:
         if not is_missing_derivative(error):
             return error
         leaves = self.leaves()
-        return explain(error, self.f, lambda: self.predict(leaves), order=order)
+        with recording(self.space.device, rules=False):
+            return explain(error, self.f, lambda: self.predict(leaves), order=order)
 
     def watch(self) -> Watch:
         """Return a watch over ``x``."""
@@ -409,6 +438,8 @@ class _OneBatch(list):
 
     def __init__(self) -> None:
         super().__init__([Batch(0, None, None, 1, ())])
+
+    lasts = True
 
     def lasting_tensors(self) -> list[Tensor]:
         return []
@@ -428,7 +459,19 @@ def _mode_sensitive(model: Any) -> list[nn.Module]:
         nn.RNNBase,
         nn.MultiheadAttention,
     )
-    return [m for m in model.modules() if isinstance(m, kinds)]
+    return [
+        m
+        for m in model.modules()
+        if isinstance(m, kinds) or not type(m).__module__.startswith("torch.nn.")
+    ]
+
+
+def _renormalizes(model: Any) -> bool:
+    """Whether the model writes into its weights when it is evaluated."""
+    return isinstance(model, nn.Module) and any(
+        isinstance(m, (nn.Embedding, nn.EmbeddingBag)) and m.max_norm is not None
+        for m in model.modules()
+    )
 
 
 def _check_evaluation_mode(model: Any) -> None:
@@ -460,6 +503,15 @@ def _check_evaluation_mode(model: Any) -> None:
             "model.eval() (with track_running_stats=True), or pass "
             "check_deterministic=False if the data is one batch and this is meant."
         )
+
+
+def _require_real(value: Tensor, what: str) -> Tensor:
+    if value.is_complex():
+        raise TypeError(
+            f"{what} returned a complex tensor, for which these real matrices are not "
+            "defined. Return torch.view_as_real(...) of it."
+        )
+    return value
 
 
 def _require_finite(tensor: Tensor, what: str) -> None:

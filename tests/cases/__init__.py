@@ -195,7 +195,7 @@ def normal_equations(dtype):
 @_case
 def mixed_sum(dtype):
     operator, dense = CASES["hessian"](dtype)
-    offset = scipy.sparse.diags_array(np.arange(len(dense)).astype(numpy_dtype(dtype)))
+    offset = scipy.sparse.diags(np.arange(len(dense)).astype(numpy_dtype(dtype)))
     return (operator - offset) / 2, (dense - offset.toarray()) / 2
 
 

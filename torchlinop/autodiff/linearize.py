@@ -19,10 +19,11 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchlinop.autodiff.rules import SecondOrderRules
+from torchlinop.autodiff.rules import Corrections, SecondOrderRules
 
-#: some of the flags that a recording sets and restores belong to the whole process
-_FLAGS = threading.RLock()
+#: held while a model is evaluated or looked at: a functional call puts other tensors in
+#: the place of its parameters, and some flags that are set belong to the whole process
+EXCLUSIVE = threading.RLock()
 
 Function = Callable[[Sequence[Tensor]], Tensor]
 
@@ -34,7 +35,7 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
     Gradient mode is on, automatic mixed precision off, fused attention replaced by the
     explicit formula, and the random state is restored on the way out.
     """
-    with _FLAGS:
+    with EXCLUSIVE:
         yield from _recording(device, rules)
 
 
@@ -46,8 +47,7 @@ def _recording(device: torch.device, rules: bool) -> Iterator[None]:
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if rules:
-            stack.enter_context(SecondOrderRules())
+        stack.enter_context(SecondOrderRules() if rules else Corrections())
         yield
 
 
@@ -204,7 +204,9 @@ def retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor] = ()) ->
     Counts what every node saved for its backward pass, except the storages of
     ``exclude`` (parameters and data, which live anyway).
     """
-    seen = {t.untyped_storage().data_ptr() for t in exclude}
+    seen: set[int] = set()
+    for t in exclude:
+        _count(t, seen)
     total = 0
     nodes: set[object] = set()
     stack: list[object] = [t.grad_fn for t in tensors if t.grad_fn is not None]
@@ -228,11 +230,14 @@ def retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor] = ()) ->
 
 
 def _count(tensor: Tensor, seen: set[int]) -> int:
-    storage = tensor.untyped_storage()
-    if storage.data_ptr() in seen:
-        return 0
-    seen.add(storage.data_ptr())
-    return storage.nbytes()
+    try:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes()
+    except (RuntimeError, NotImplementedError):  # inside a transform, or sparse
+        return tensor.numel() * tensor.element_size()
 
 
 _SAVED_NAMES: dict[type, list[str]] = {}

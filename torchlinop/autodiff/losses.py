@@ -13,7 +13,7 @@ direction ``u`` has the prediction's shape, optionally with one leading batch di
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -119,17 +119,23 @@ class CrossEntropy(LikelihoodLoss):
         self.label_smoothing = label_smoothing
 
     def normalizer(self, target: Tensor, batch_size: int) -> float:
+        if not isinstance(target, Tensor):
+            raise TypeError(
+                "CrossEntropyLoss needs class indices or probabilities as targets, got "
+                f"{type(target).__name__} for y."
+            )
         if target.is_floating_point():
             classes = target.shape[0] if target.ndim == 1 else target.shape[1]
             return target.numel() / classes
         kept = target[target != self.ignore_index]
         if self.weight is None:
             return float(kept.numel())
-        return self.weight.to(kept.device)[kept].sum(dtype=torch.float64).item()
+        return self.weight.to(kept.device)[kept.long()].sum(dtype=torch.float64).item()
 
     def _target_mass(self, prediction: Tensor, target: Tensor) -> Tensor:
         dim = 0 if prediction.ndim == 1 else 1
         classes = prediction.shape[dim]
+        self._check_target(prediction, target, dim)
         per_class = [1] * prediction.ndim
         per_class[dim] = classes
         if self.weight is None:
@@ -140,13 +146,41 @@ class CrossEntropy(LikelihoodLoss):
             mass, kept = target.to(prediction), None
         else:
             kept = (target != self.ignore_index).unsqueeze(dim)
-            index = target.unsqueeze(dim).where(kept, 0)
+            index = target.long().unsqueeze(dim).where(kept, 0)
             mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
         if self.label_smoothing:
             smoothing = self.label_smoothing
             mass = (1 - smoothing) * mass + smoothing / classes
         mass = mass * weight
         return mass if kept is None else mass * kept
+
+    def _check_target(self, prediction: Tensor, target: Tensor, dim: int) -> None:
+        classes = prediction.shape[dim]
+        expected = tuple(prediction.shape)
+        if not target.is_floating_point():
+            expected = expected[:dim] + expected[dim + 1 :]
+            if target.dtype not in (torch.int64, torch.uint8):
+                raise TypeError(
+                    f"Class indices have to be of dtype int64, got {target.dtype}. Pass "
+                    "y.long()."
+                )
+        if tuple(target.shape) != expected:
+            raise ValueError(
+                f"CrossEntropyLoss of a prediction of shape {tuple(prediction.shape)} "
+                f"expects a target of shape {expected}, got {tuple(target.shape)}."
+            )
+        if self.weight is not None and self.weight.shape != (classes,):
+            raise ValueError(
+                f"The class weight has shape {tuple(self.weight.shape)}, the prediction "
+                f"{classes} classes."
+            )
+        if not target.is_floating_point():
+            kept = target[target != self.ignore_index]
+            if kept.numel() and not 0 <= kept.min() <= kept.max() < classes:
+                raise ValueError(
+                    f"Targets lie between {int(kept.min())} and {int(kept.max())}, but "
+                    f"the prediction has {classes} classes, 0 to {classes - 1}."
+                )
 
     def _parts(
         self, prediction: Tensor, target: Tensor
@@ -176,7 +210,9 @@ class CrossEntropy(LikelihoodLoss):
         p, _, total, dim = self._parts(prediction, target)
         rows = p.movedim(dim, -1)  # (*rows, classes)
         shape = (*rows.shape[:-1], mc_samples)
-        u = torch.rand(shape, generator=generator, dtype=torch.float64).to(p.device)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            p.device
+        )
         cumulative = rows.double().cumsum(-1)
         u = u * cumulative[..., -1:]
         label = torch.searchsorted(cumulative, u, right=True)
@@ -197,7 +233,7 @@ class MeanSquaredError(LikelihoodLoss):
     r"""Squared error :math:`\sum (f - y)^2`; Hessian :math:`2 I`."""
 
     def normalizer(self, target: Tensor, batch_size: int) -> float:
-        return float(target.numel())
+        return float(target.numel()) if isinstance(target, Tensor) else 1.0
 
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
@@ -217,7 +253,7 @@ class MeanSquaredError(LikelihoodLoss):
     ) -> Tensor:
         _same_shape(prediction, target, "MSELoss")
         shape = (*prediction.shape, mc_samples)
-        u = torch.rand(shape, generator=generator, dtype=torch.float64)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
         # 2u - 1 on the open interval (-1, 1); sqrt(2) erfinv of it is standard normal
         noise = torch.erfinv(2 * u - (1 - 2.0**-53))
         return 2 * noise.movedim(-1, 0).to(prediction.device, prediction.dtype)
@@ -279,7 +315,9 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
     ) -> Tensor:
         z, _, mass, _ = self._parts(prediction, target)
         shape = (*z.shape, mc_samples)
-        u = torch.rand(shape, generator=generator, dtype=torch.float64).to(z.device)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            z.device
+        )
         p = torch.sigmoid(z)
         label = (u < p.double().unsqueeze(-1)).movedim(-1, 0)
         return mass.sqrt() * (p - label.to(p))
@@ -293,6 +331,8 @@ def _diagonal(d: Tensor) -> HessianProduct:
 
 
 def _same_shape(prediction: Tensor, target: Tensor, name: str) -> None:
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} needs a tensor as target, got {type(target).__name__}.")
     if prediction.shape != target.shape:
         raise ValueError(
             f"{name} compares entry by entry, but the model returned shape "
@@ -420,7 +460,9 @@ def as_loss(loss_function: Loss, reduction: Reduction | None) -> LossFunction:
         )
     if reduction not in (None, "mean", "sum"):
         raise ValueError(f"reduction has to be 'mean' or 'sum', got {reduction!r}.")
-    module = _FUNCTIONAL.get(loss_function, lambda: loss_function)()
+    module = loss_function
+    if isinstance(loss_function, Hashable):
+        module = _FUNCTIONAL.get(loss_function, lambda: loss_function)()
     known = isinstance(module, nn.Module) and type(module) in _KNOWN
     if not known:
         if reduction is None:

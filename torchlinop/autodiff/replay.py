@@ -37,45 +37,46 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Replayed:
-    """A linear function of one tensor, replayed from the fourth call on.
+    """Calls of one linear function of a tensor, replayed from the fourth on.
 
-    Parameters
-    ----------
-    function
-        Maps a contiguous tensor, always of one shape, to a fresh tensor.
+    The function is handed over with each call, so that its owner, which may own this
+    object too, is freed as soon as it is no longer used.
     """
 
-    def __init__(self, function: Function) -> None:
-        self._function = function
+    def __init__(self) -> None:
         self._run: Function | None = None
         self._calls = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Evaluate the function."""
+    def __call__(self, function: Function, x: Tensor) -> Tensor:
+        """Evaluate ``function``, always the same one, at a contiguous ``x``."""
         if self._run is not None:
             return self._run(x)
         self._calls += 1
         if self._calls == WARM_UP + 1:
-            self._run = record(self._function, x)
+            self._run = record(function, x)
             if self._run is not None:
                 return self._run(x)
-        return self._function(x)
+        return function(x)
 
 
 def record(function: Function, x: Tensor) -> Function | None:
     """Return the kernels of ``function`` as one function, None if it has no replay."""
-    recorder = _Recorder()
+    generator = torch.Generator(x.device).manual_seed(0)
+    probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     x = x.clone()
     with torch.no_grad():
-        with recorder:
+        first, second = _Recorder(), _Recorder()
+        with first:
             expected = function(x)
-        run = _compile(recorder.calls, x, expected)
+        with second:
+            reference = function(probe)
+        if not _repeats(first.calls, x, second.calls, probe):
+            return None
+        run = _compile(first.calls, x, expected)
         if run is None:
             return None
         try:
-            generator = torch.Generator(x.device).manual_seed(0)
-            probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-            reference, replayed = function(probe), run(probe)
+            replayed = run(probe)
         except Exception:  # whatever it is, the function itself still works
             return None
         error = torch.linalg.vector_norm(replayed - reference)
@@ -129,11 +130,36 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+def _repeats(first: list[_Call], x: Tensor, second: list[_Call], y: Tensor) -> bool:
+    """Whether two recordings differ in nothing but the argument.
+
+    They call the same kernels, and what they read without having made it is the same
+    memory: a tensor that was made where the recorder does not see it (by NumPy in a
+    custom backward, say) is another one each time.
+    """
+    if [call.func for call in first] != [call.func for call in second]:
+        return False
+    made = [{_storage(x)}, {_storage(y)}]
+    for calls in zip(first, second, strict=True):
+        inputs = [call.inputs() for call in calls]
+        outputs = [call.outputs() for call in calls]
+        if any(t.layout != torch.strided for t in inputs[0] + outputs[0]):
+            return False
+        if any(len(pair[0]) != len(pair[1]) for pair in (inputs, outputs)):
+            return False
+        for a, b in zip(*inputs, strict=True):
+            if b.layout != torch.strided:
+                return False
+            known = _storage(a) in made[0], _storage(b) in made[1]
+            if known[0] != known[1] or (not known[0] and _storage(a) != _storage(b)):
+                return False
+        for side in (0, 1):
+            made[side].update(_storage(t) for t in outputs[side])
+    return True
+
+
 def _compile(calls: list[_Call], x: Tensor, result: Tensor) -> Function | None:
     """Select the calls that depend on ``x``, simplify them, and write them as code."""
-    for call in calls:
-        if any(t.layout != torch.strided for t in call.inputs() + call.outputs()):
-            return None
     live = _dependent(calls, x)
     if any(call.func in _REFUSED or not call.outputs() for call in live):
         return None
@@ -330,4 +356,4 @@ def _write(calls: Sequence[_Call], x: Tensor, result: Tensor) -> Function:
     lines.append(f"return {names[id(result)]}")
     source = "def run(x):\n    " + "\n    ".join(lines)
     exec(compile(source, "<replayed kernels>", "exec"), scope)
-    return scope["run"]
+    return scope.pop("run")  # which refers to scope: no reference cycle

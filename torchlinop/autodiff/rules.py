@@ -19,6 +19,8 @@ function            what changes
 ``sigmoid``
 ``lstm``, ``gru``,  the fused kernels, which have no second derivative, are
 ``rnn_*``           switched off
+``weight_norm``     written out: its second derivatives are wrong in torch 2.13
+``embedding``       never with sparse gradients, which cannot be differentiated
 ==================  =============================================================
 
 Every rule stays differentiable to any order, so a function that itself contains
@@ -40,15 +42,21 @@ from torch.overrides import TorchFunctionMode
 _aten = torch.ops.aten
 
 
-class SecondOrderRules(TorchFunctionMode):
-    """Context in which model evaluations record cheaply differentiable graphs."""
+class Corrections(TorchFunctionMode):
+    """Context in which derivatives that PyTorch gets wrong are right."""
+
+    rules: dict[Callable, Callable]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = _CORRECTIONS
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Call the rule for ``func`` if there is one and it applies, else ``func``."""
         kwargs = kwargs or {}
-        rule = _RULES.get(func)
+        rule = self.rules.get(func)
         if rule is not None and torch._C._functorch.peek_interpreter_stack() is None:
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
@@ -60,6 +68,14 @@ class SecondOrderRules(TorchFunctionMode):
 _EXACT = (torch.float32, torch.float64)
 #: below this number of entries a rule written in Python costs more than it saves
 _SMALL = 1 << 15
+
+
+class SecondOrderRules(Corrections):
+    """Context in which, moreover, second derivatives are cheap."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = _RULES
 
 
 def _applies(x: Tensor) -> bool:
@@ -461,15 +477,71 @@ def _convolution_rule(dim: int) -> Callable:
 
 def _without_fused_kernels(func: Callable) -> Callable:
     def rule(*args: Any, **kwargs: Any) -> Any:
-        cudnn = torch.backends.cudnn
-        onednn = torch.backends.mkldnn
-        with cudnn.flags(enabled=False), onednn.flags(enabled=False):
+        # torch.backends.*.flags() would touch precision settings too, and warn
+        enabled = torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()
+        torch._C._set_cudnn_enabled(False)
+        torch._C._set_mkldnn_enabled(False)
+        try:
             return func(*args, **kwargs)
+        finally:
+            torch._C._set_cudnn_enabled(enabled[0])
+            torch._C._set_mkldnn_enabled(enabled[1])
 
     return rule
 
 
+# ---------------------------------------------------------------------- corrections
+
+
+def _explicit_layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    dims = tuple(range(-len(normalized_shape), 0))
+    if not input.requires_grad or input.dtype not in _EXACT:
+        return NotImplemented
+    x = input - input.mean(dims, keepdim=True)
+    y = x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / |v|``; the norm over all dimensions but ``dim``, or all for -1."""
+    if dim == -1:
+        return v * (g / v.square().sum().sqrt())
+    others = [d for d in range(v.ndim) if d != dim]
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def _dense_gradient(func: Callable) -> Callable:
+    """Gradients of an embedding as dense tensors, which can be differentiated."""
+
+    def rule(*args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("sparse"):
+            kwargs["sparse"] = False
+        elif len(args) > 6 and args[6]:
+            args = (*args[:6], False, *args[7:])
+        return func(*args, **kwargs)
+
+    return rule
+
+
+_CORRECTIONS: dict[Callable, Callable] = {
+    F.layer_norm: _explicit_layer_norm,
+    torch._weight_norm: _weight_norm,
+    F.embedding: _dense_gradient(F.embedding),
+    F.embedding_bag: _dense_gradient(F.embedding_bag),
+    **{
+        func: _without_fused_kernels(func)
+        for func in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+    },
+}
 _RULES: dict[Callable, Callable] = {
+    **_CORRECTIONS,
     F.gelu: _gelu,
     F.silu: _silu,
     torch.tanh: _tanh,
@@ -481,8 +553,4 @@ _RULES: dict[Callable, Callable] = {
     F.conv1d: _convolution_rule(1),
     F.conv2d: _convolution_rule(2),
     F.conv3d: _convolution_rule(3),
-    **{
-        func: _without_fused_kernels(func)
-        for func in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
-    },
 }

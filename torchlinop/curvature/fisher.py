@@ -190,12 +190,12 @@ class _SampledGradients:
         self._mc_samples = mc_samples
         #: state of the generator before each batch, so that any can be drawn again
         self._states: dict[int, Tensor] = {}
-        self._states[0] = Generator().manual_seed(seed).get_state()
+        self._states[0] = Generator("cpu").manual_seed(seed).get_state()
 
     def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
         loss = self._risk.loss
         assert isinstance(loss, LikelihoodLoss)
-        generator = Generator()
+        generator = Generator("cpu")
         generator.set_state(self._states[batch.position])
         samples = loss.sample_gradients(prediction, batch.y, self._mc_samples, generator)
         self._states[batch.position + 1] = generator.get_state()

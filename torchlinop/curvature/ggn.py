@@ -170,11 +170,13 @@ class _GaussNewtonMap:
     def __init__(self, jacobian: LinearizedModel, middle: HessianProduct) -> None:
         self._jacobian = jacobian
         self._middle = middle
-        self._replayed = Replayed(self._product)
+        self._replayed = Replayed()
         self.nbytes = jacobian.nbytes
 
     def __call__(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        return self._product(v, batched=True) if batched else self._replayed(v)
+        if batched:
+            return self._product(v, batched=True)
+        return self._replayed(self._product, v)
 
     def _product(self, v: Tensor, *, batched: bool = False) -> Tensor:
         u = self._jacobian.jvp(v, batched=batched)

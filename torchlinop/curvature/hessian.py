@@ -125,12 +125,12 @@ class _HessianMap:
         self._product = product
         self._source = source
         self._batch = batch
-        self._replayed = Replayed(self._single)
+        self._replayed = Replayed()
         self.nbytes = nbytes
 
     def __call__(self, v: Tensor, *, batched: bool = False) -> Tensor:
         if not batched:
-            return self._replayed(v)
+            return self._replayed(self._single, v)
         space = self._source.space
         return space.join(self._product(space.split(v), batched=True), batched=True)
 

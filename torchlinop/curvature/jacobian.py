@@ -14,6 +14,7 @@ from torchlinop._space import ParameterSpace
 from torchlinop._typing import Data, Model, Parameters
 from torchlinop.autodiff.columns import apply_rows
 from torchlinop.autodiff.linearize import recording
+from torchlinop.autodiff.replay import Replayed
 from torchlinop.curvature.ggn import LinearizedModel
 from torchlinop.data import Batch
 from torchlinop.risk import ModelOnData, ModelOptions, TorchFunction
@@ -63,7 +64,7 @@ class JacobianLinearOperator(TorchLinearOperator):
         sizes = []
         for batch in source.batches:
             leaves = [p.detach() for p in source.leaves()]
-            with recording(source.space.device, rules=False), torch.no_grad():
+            with recording(source.space.device, rules=False):
                 sizes.append(source.predict(leaves, batch.X).numel())
         self._setup(source, _OfModel(source), sizes)
 
@@ -92,7 +93,7 @@ class JacobianLinearOperator(TorchLinearOperator):
         operator = cls.__new__(cls)
         source = TorchFunction(f, x)
         leaves = [t.detach() for t in source.leaves()]
-        with recording(source.space.device, rules=False), torch.no_grad():
+        with recording(source.space.device, rules=False):
             size = source.predict(leaves).numel()
         operator._setup(source, _OfModel(source), [size])
         return operator
@@ -103,7 +104,6 @@ class JacobianLinearOperator(TorchLinearOperator):
         self.space: ParameterSpace = source.space
         shape = (sum(sizes), self.space.dim)
         super().__init__(shape, self.space.dtype, self.space.device)
-        self._sizes = sizes
         self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(source, build)
 
     def _apply(self, x: Tensor) -> Tensor:
@@ -119,16 +119,18 @@ class JacobianLinearOperator(TorchLinearOperator):
                 )
                 for batch in self._maps
             ]
-            return self._checked(torch.cat(blocks, dim=1) if blocks[1:] else blocks[0])
+            self._check_outputs(sum(block.shape[1] for block in blocks))
+            return torch.cat(blocks, dim=1) if blocks[1:] else blocks[0]
 
         return self._maps.retrying(compute).T.contiguous()
 
     def _apply_transpose(self, x: Tensor) -> Tensor:
-        parts = x.T.split(self._sizes, dim=1)
-
         def compute() -> Tensor:
+            maps = list(self._maps)
+            sizes = [batch.outputs for batch in maps]
+            self._check_outputs(sum(sizes))
             total: Tensor | None = None
-            for batch, rows in zip(self._maps, parts, strict=True):
+            for batch, rows in zip(maps, x.T.split_with_sizes(sizes, 1), strict=True):
                 part = apply_rows(
                     batch.backward,
                     rows.contiguous(),
@@ -136,18 +138,17 @@ class JacobianLinearOperator(TorchLinearOperator):
                     state=self._maps.block_state,
                 )
                 total = part if total is None else total.add_(part)
-            assert total is not None
+            assert total is not None  # a survey refuses empty data
             return total
 
         return self._maps.retrying(compute).T.contiguous()
 
-    def _checked(self, rows: Tensor) -> Tensor:
-        if rows.shape[1] != self.shape[0]:
+    def _check_outputs(self, count: int) -> None:
+        if count != self.shape[0]:
             raise RuntimeError(
-                f"The model now gives {rows.shape[1]} outputs on the data; when the "
-                f"Jacobian was built it gave {self.shape[0]}. Build it again."
+                f"The model now gives {count} outputs on the data; when the Jacobian was "
+                f"built it gave {self.shape[0]}. Build it again."
             )
-        return rows
 
     def _adjoint(self) -> TorchLinearOperator:
         return _TransposedJacobian(self)
@@ -188,15 +189,26 @@ class _JacobianMap:
     def __init__(self, model: LinearizedModel) -> None:
         self._model = model
         self.nbytes = model.nbytes
+        self.outputs = model.output.numel()
+        self._replayed = Replayed(), Replayed()
 
     def forward(self, v: Tensor, *, batched: bool = False) -> Tensor:
+        """``J v`` for a row, or for rows."""
+        return self._jvp(v, batched=True) if batched else self._replayed[0](self._jvp, v)
+
+    def backward(self, u: Tensor, *, batched: bool = False) -> Tensor:
+        """``J^T u`` for a row, or for rows."""
+        return self._vjp(u, batched=True) if batched else self._replayed[1](self._vjp, u)
+
+    def _jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
         product = self._model.jvp(v, batched=batched)
         # a fresh tensor in the exchanged dtype, never the graph's own
         product = product.to(v.dtype, copy=True)
         return product.reshape(v.shape[0], -1) if batched else product.reshape(-1)
 
-    def backward(self, u: Tensor, *, batched: bool = False) -> Tensor:
+    def _vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
         output = self._model.output
-        u = u.to(output.dtype)
+        # a copy: where the model is a view, the product is u itself
+        u = u.to(output.dtype, copy=True)
         shape = (u.shape[0], *output.shape) if batched else output.shape
         return self._model.vjp(u.reshape(shape), batched=batched)

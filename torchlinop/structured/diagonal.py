@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from torchlinop._interchange import import_array, torch_dtype
+from torchlinop._interchange import as_tensor
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
 
@@ -34,13 +32,7 @@ class DiagonalLinearOperator(TorchLinearOperator):
     """
 
     def __init__(self, diagonal: Array) -> None:
-        if not isinstance(diagonal, Tensor):
-            dtype = torch_dtype(getattr(diagonal, "dtype", np.dtype(float)))
-            diagonal = import_array(diagonal, torch.device("cpu"), dtype).tensor
-        elif not (diagonal.is_floating_point() or diagonal.is_complex()):
-            diagonal = diagonal.double()
-        elif diagonal.dtype in (torch.float16, torch.bfloat16):
-            diagonal = diagonal.float()
+        diagonal = as_tensor(diagonal)
         if diagonal.ndim != 1:
             raise ValueError(
                 f"The diagonal has to have shape (n,), got {tuple(diagonal.shape)}."
