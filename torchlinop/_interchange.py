@@ -166,7 +166,7 @@ def _from_numpy(x: np.ndarray, device: torch.device, dtype: torch.dtype) -> Impo
     if device.type == "cpu":
 
         def export(y: Tensor) -> Array:
-            array = y.resolve_conj().resolve_neg().numpy()
+            array = y.numpy()
             if array.dtype != result:
                 array = array.astype(result)
             return np.asmatrix(array) if isinstance(x, np.matrix) else array
@@ -200,17 +200,18 @@ def _numpy_dtypes(x: np.ndarray, compute: np.dtype) -> tuple[np.dtype, np.dtype]
 
 def _numpy_view_or_copy(x: np.ndarray, dtype: np.dtype) -> Tensor:
     """Share memory if torch can view the array and may alias it, else copy once."""
+    flags = x.flags
     viewable = (
         x.dtype == dtype
-        and x.flags.writeable
-        and x.flags.aligned
-        and all(s >= 0 and s % x.itemsize == 0 for s in x.strides)
+        and flags.writeable
+        and flags.aligned
+        and (flags.c_contiguous or all(s >= 0 and s % x.itemsize == 0 for s in x.strides))
     )
     if not viewable:
         x = np.array(x, dtype=dtype, order="K" if x.ndim == 1 else "C", copy=True)
         if any(s < 0 for s in x.strides):
             x = np.ascontiguousarray(x)
-    return torch.from_numpy(np.asarray(x))
+    return torch.from_numpy(x if type(x) is np.ndarray else np.asarray(x))
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:

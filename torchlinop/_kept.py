@@ -71,14 +71,17 @@ class KeptLinearizations(Generic[Map]):
         return self._bytes
 
     def __iter__(self) -> Iterator[Map]:
-        """Yield the maps, rebuilding those that are stale or were not kept."""
+        """Return an iterator over the maps; stale ones are rebuilt first."""
         with EXCLUSIVE:
-            if any(watch.changed() for watch in self._watches):
-                self.refresh()
-            maps = list(self._kept.values()) if self._complete else None
-        if maps is not None:
-            yield from maps
-            return
+            for watch in self._watches:
+                if watch.changed():
+                    self.refresh()
+                    break
+            if self._complete:
+                return iter(list(self._kept.values()))
+        return self._locked_pass()
+
+    def _locked_pass(self) -> Iterator[Map]:
         with EXCLUSIVE:  # one thread builds at a time
             yield from self._building_pass()
 
@@ -126,10 +129,20 @@ class KeptLinearizations(Generic[Map]):
 
         The maps are functions of rows, as ``apply_rows`` takes them.
         """
+        if x.shape[1] == 1:
+            v = x.reshape(-1).contiguous()
+            return self.retrying(lambda: self._total_of_one(v)).unsqueeze(1)
         rows = x.T.contiguous()
-        return self.retrying(lambda: self._total(rows)).T.contiguous()
+        return self.retrying(lambda: self._total_of_rows(rows)).T.contiguous()
 
-    def _total(self, rows: Tensor) -> Tensor:
+    def _total_of_one(self, v: Tensor) -> Tensor:
+        maps: Iterator[Any] = iter(self)
+        total: Tensor = next(maps)(v)
+        for linear_map in maps:
+            total += linear_map(v)
+        return total
+
+    def _total_of_rows(self, rows: Tensor) -> Tensor:
         total: Tensor | None = None
         for linear_map in self:
             part = apply_rows(

@@ -133,12 +133,13 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
 
     def dot(self, x: Any) -> Any:
         """Product with an array, an operator (giving an operator) or a scalar."""
-        other = self._operand(x)
-        if other is not None:
-            return ProductLinearOperator(self, other)
-        if is_scalar(x):
-            return _scaled(self, as_number(x))
-        x = _with_shape(x)
+        if not _is_plain_array(x):
+            other = self._operand(x)
+            if other is not None:
+                return ProductLinearOperator(self, other)
+            if is_scalar(x):
+                return _scaled(self, as_number(x))
+            x = _with_shape(x)
         if len(x.shape) not in (1, 2) or x.shape[0] != self.shape[1]:
             self._refuse("@", x, "(N,) or (N, K)", self.shape[1])
         return self._multiply(x, adjoint=False)
@@ -211,7 +212,7 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         return self.rdot(x)
 
     def __matmul__(self, x: Any) -> Any:
-        if is_scalar(x):
+        if not _is_plain_array(x) and is_scalar(x):
             raise ValueError("Scalar operands are not allowed with @; use * instead.")
         return self.dot(x)
 
@@ -332,6 +333,11 @@ _TORCH_BINARY = {
     **dict.fromkeys(("add", "__add__", "__radd__"), ("__add__", "__radd__")),
     **dict.fromkeys(("sub", "subtract", "__sub__"), ("__sub__", "__rsub__")),
 }
+
+
+def _is_plain_array(x: Any) -> bool:
+    """Whether ``x`` is one of the usual arrays, which is quick to see."""
+    return (type(x) is np.ndarray or type(x) is Tensor) and x.ndim > 0
 
 
 def _with_shape(x: Array) -> Array:

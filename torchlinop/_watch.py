@@ -5,8 +5,9 @@ product asks; the answer has to be cheap, so three kinds of evidence are combine
 
 * where a tensor lives and PyTorch's version counter of it, which every in-place
   operation increments;
-* for tensors on the CPU that may be changed behind that counter (``p.data.mul_(2)``, a
-  NumPy array that shares the memory), a checksum of the bits: one read of the tensor;
+* for tensors on the CPU, which may be changed behind that counter (``p.data.mul_(2)``, a
+  NumPy array that shares the memory), the bits themselves, or a checksum of many of
+  them: one read of the tensor;
 * for modules, which object sits in each slot, and the training flag where it matters.
 
 On a GPU the bits are not read, because that would stall the stream in every product;
@@ -24,6 +25,8 @@ from torch import Tensor, nn
 
 #: lanes of the checksum; a prime, so that rows of a matrix fall into different lanes
 _LANES = 1021
+#: tensors up to this many bytes are compared as they are
+_EXACT_BYTES = 1 << 16
 
 
 class Watch:
@@ -59,13 +62,15 @@ class Watch:
                         self._slots.append((slots, name, value))
                         if isinstance(value, Tensor):
                             watched[id(value)] = value
-        self._tensors = [t for t in watched.values() if t.layout == torch.strided]
+        tensors = [t for t in watched.values() if t.layout == torch.strided]
+        # those made in inference mode have no version
+        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]
+        self._places = [(t, t.data_ptr()) for t in tensors]
         self._flags = list(flags)
         self._training = [m.training for m in self._flags]
         self._facts = list(facts)
         self._truth = [fact() for fact in self._facts]
-        self._evidence = [(t.data_ptr(), _version(t)) for t in self._tensors]
-        sums = [_checksum_of(t) for t in self._tensors]
+        sums = [_checksum_of(t) for t in tensors]
         self._sums = [(s, s()) for s in sums if s is not None]
 
     def changed(self) -> bool:
@@ -73,8 +78,11 @@ class Watch:
         for slots, name, value in self._slots:
             if slots.get(name) is not value:
                 return True
-        for tensor, (pointer, version) in zip(self._tensors, self._evidence, strict=True):
-            if tensor.data_ptr() != pointer or _version(tensor) != version:
+        for tensor, version in self._versions:
+            if tensor._version != version:
+                return True
+        for tensor, pointer in self._places:
+            if tensor.data_ptr() != pointer:
                 return True
         for module, training in zip(self._flags, self._training, strict=True):
             if module.training is not training:
@@ -83,11 +91,6 @@ class Watch:
             if fact() != truth:
                 return True
         return any(checksum() != value for checksum, value in self._sums)
-
-
-def _version(tensor: Tensor) -> int:
-    """Return the version counter, which tensors made in inference mode lack."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
@@ -99,7 +102,7 @@ def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
         return lambda: _bytes(flat)
     storage = flat.as_strided((flat.numel(),), (1,), flat.storage_offset())
     bits = storage.view(torch.uint8).numpy()
-    if bits.size <= 8 * _LANES:
+    if bits.size <= _EXACT_BYTES:
         return bits.tobytes
     start = -bits.ctypes.data % 8  # to the first aligned word
     words = bits[start : start + (bits.size - start) // 8 * 8].view(np.uint64)
@@ -110,12 +113,16 @@ def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
     # in a sum of 64-bit words an even number of flipped sign bits cancels
     signed = lanes.view(np.float64) if tensor.dtype == torch.float64 else None
 
+    loose = [part for part in (rest, *ends) if part.size]
+
     def digest() -> bytes:
-        parts = [np.add.reduce(lanes, axis=0), rest, *ends]
+        total: bytes = np.add.reduce(lanes, axis=0).tobytes()
+        for part in loose:
+            total += part.tobytes()
         if signed is not None:
             with np.errstate(all="ignore"):
-                parts.append(np.add.reduce(signed, axis=0))
-        return b"".join([part.tobytes() for part in parts])
+                total += np.add.reduce(signed, axis=0).tobytes()
+        return total
 
     return digest
 

@@ -129,11 +129,12 @@ class DataSource:
         """Return what is compared to notice that entries of a list were replaced."""
         if not self.lasts:
             return None
-        objects = []
-        for X, y in self._data:
-            objects += [X, y]
-            if isinstance(X, Mapping):
-                objects += X.values()
+        objects: list[Any] = list(self._data)
+        for item in self._data:
+            if type(item) is not tuple:
+                objects += item
+            if type(item[0]) is not Tensor and isinstance(item[0], Mapping):
+                objects += item[0].values()
         return _SameObjects(objects)
 
     @property

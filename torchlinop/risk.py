@@ -319,7 +319,7 @@ class EmpiricalRisk(ModelOnData):
         if not isinstance(self.loss_function, nn.Module):
             return None
         settings = vars(self.loss_function)
-        return {k: v for k, v in settings.items() if isinstance(v, (int, float, str))}
+        return [settings.get(name) for name in _LOSS_SETTINGS]
 
     def survey(self) -> None:
         """Pass over the data for the normaliser and the checks."""
@@ -443,6 +443,10 @@ class _OneBatch(list):
 
     def lasting_tensors(self) -> list[Tensor]:
         return []
+
+
+#: plain attributes of torch's losses
+_LOSS_SETTINGS = ("reduction", "ignore_index", "label_smoothing", "delta", "beta", "eps")
 
 
 # -------------------------------------------------------------------------- checks

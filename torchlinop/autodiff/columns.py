@@ -31,7 +31,7 @@ def apply_rows(
     function
         Applied to blocks of rows where that pays and works, else to one row at a time.
     rows
-        Shape ``(K, dim)``, contiguous.
+        Shape ``(K, dim)``, contiguous; a single row is better given to ``function``.
     nbytes
         What the linearization behind ``function`` holds: a measure of the memory that
         each row of a block takes.
@@ -39,8 +39,6 @@ def apply_rows(
         What earlier calls learned about block sizes.
     """
     count = rows.shape[0]
-    if count == 1:
-        return function(rows[0]).unsqueeze(0)
     if count == 0:
         return function(rows.new_zeros(rows.shape[1])).unsqueeze(0)[:0]
     chunk = min(count, state.block_size(nbytes, rows.device))
