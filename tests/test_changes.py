@@ -344,9 +344,9 @@ def test_a_list_that_grows(problem):
     H @ np.ones(27), J @ np.ones(27)
     _longer_list(problem)
     torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)
-    with pytest.raises(RuntimeError, match="gives 42 outputs .* it gave 27"):
+    with pytest.raises(RuntimeError, match=r"gives 42 outputs .* it gave 27"):
         J @ np.ones(27)
-    with pytest.raises(RuntimeError, match="gives 42 outputs .* it gave 27"):
+    with pytest.raises(RuntimeError, match=r"gives 42 outputs .* it gave 27"):
         J.T @ np.ones(27)
 
 

@@ -21,9 +21,10 @@ import numpy as np
 import scipy
 import torch
 import torchlinop
-from problems import PROBLEMS
 from torch import Tensor, nn
 from torchlinop import GGNLinearOperator, HessianLinearOperator
+
+from problems import PROBLEMS
 
 #: time one measurement takes at least, in seconds
 MEASURE = 0.05
@@ -69,6 +70,28 @@ def peer_operators(model: nn.Module, loss: nn.Module, params: list, data: list) 
     return operators
 
 
+def own_share(G: HessianLinearOperator, calls: int = 2000) -> float:
+    """Median microseconds of a NumPy product that are not spent in its kernels."""
+    v = np.random.default_rng(0).random(G.shape[1], dtype=np.float32)
+    G @ v
+    replayed = next(iter(G._maps._kept.values()))._replayed
+    run, inside, outside = replayed._run, [], []
+
+    def timed(x: Tensor) -> Tensor:
+        start = time.perf_counter()
+        y = run(x)
+        inside.append(time.perf_counter() - start)
+        return y
+
+    replayed._run = timed
+    for _ in range(calls):
+        start = time.perf_counter()
+        G @ v
+        outside.append(time.perf_counter() - start)
+    replayed._run = run
+    return 1e6 * statistics.median(a - b for a, b in zip(outside, inside, strict=True))
+
+
 def float64_error(model: nn.Module, X: Tensor, y: Tensor, v: Tensor) -> float:
     """Relative distance of a float32 Hessian product from torch's own float64 one."""
     loss = nn.CrossEntropyLoss()
@@ -92,7 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
-    rows, errors = [], []
+    rows, errors, shares = [], [], []
     for name in arguments.only:
         torch.manual_seed(0)
         model, X, y = PROBLEMS[name]()
@@ -123,6 +146,7 @@ def main() -> None:
             cells.append(f"{medians[key] / reference:.2f} ({low:.2f}-{high:.2f})")
         rows.append(f"| {name} | {H.shape[1]:,} | " + " | ".join(cells) + " |")
         errors.append((name, float64_error(model, X, y, v)))
+        shares.append((name, own_share(H)))
         print(rows[-1], flush=True)
 
     import importlib.metadata as metadata
@@ -131,7 +155,12 @@ def main() -> None:
         peer = f"curvlinops-for-pytorch {metadata.version('curvlinops-for-pytorch')}"
     except metadata.PackageNotFoundError:
         peer = "the peer is not installed"
+    command = "python docs/benchmarks/products.py"
     table = [
+        "# Products",
+        "",
+        f"Printed by `{command}` (`tox run -e benchmark` installs the peer library).",
+        "",
         "| problem | parameters | gradient, us | Hessian product | peer's | GGN product "
         "| peer's |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -143,6 +172,11 @@ def main() -> None:
         "",
         "Relative distance of the float32 Hessian product from the float64 one: "
         + ", ".join(f"{name} {error:.1e}" for name, error in errors)
+        + ".",
+        "",
+        "The package's own share of a Hessian product with a NumPy vector (exchange, "
+        "checks, flattening), in microseconds: "
+        + ", ".join(f"{name} {share:.0f}" for name, share in shares)
         + ".",
         "",
         f"torchlinop {torchlinop.__version__}, torch {torch.__version__}, NumPy "

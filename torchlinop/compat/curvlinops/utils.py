@@ -24,6 +24,8 @@ def allclose_report(
     """
     first = torch.as_tensor(tensor1)
     second = torch.as_tensor(tensor2, device=first.device)
+    dtype = torch.promote_types(first.dtype, second.dtype)
+    first, second = first.to(dtype), second.to(dtype)
     differs = ~torch.isclose(first, second, rtol=rtol, atol=atol)
     if not differs.any():
         return True

@@ -1,0 +1,139 @@
+"""Programs written for curvlinops, with the import lines changed."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+import torchlinop
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+from torchlinop.compat.curvlinops import (
+    EFLinearOperator,
+    FisherMCLinearOperator,
+    GGNLinearOperator,
+    HessianLinearOperator,
+    JacobianLinearOperator,
+    TransposedJacobianLinearOperator,
+)
+from torchlinop.compat.curvlinops.examples import IdentityLinearOperator, gradient_and_loss
+from torchlinop.compat.curvlinops.examples.functorch import (
+    functorch_empirical_fisher,
+    functorch_ggn,
+    functorch_gradient_and_loss,
+    functorch_hessian,
+    functorch_jacobian,
+)
+from torchlinop.compat.curvlinops.utils import allclose_report
+
+from tests.problems import binary, classification, regression
+
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
+
+
+# matplotlib reads a tensor by an __array__ that torch has not brought up to date
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+def test_monte_carlo_fisher_session(tmp_path):
+    """The calls of a comparison of the GGN with sampled Fisher matrices, and its plots."""
+    torch.manual_seed(0)
+    data = [(torch.rand(n, 7), torch.randint(low=0, high=3, size=(n,))) for n in (4, 6)]
+    model = nn.Sequential(
+        nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 5), nn.Sigmoid(), nn.Linear(5, 3)
+    )
+    params = [p for p in model.parameters() if p.requires_grad]
+    arguments = (model, nn.CrossEntropyLoss(reduction="mean"), params, data)
+    GGN = GGNLinearOperator(*arguments)
+    size = GGN.shape[0]
+    identity = torch.eye(size)
+    ggn = GGN @ identity
+    assert type(ggn) is torch.Tensor
+
+    def distance(fisher):
+        return torch.linalg.matrix_norm(ggn - fisher).item()
+
+    one = FisherMCLinearOperator(*arguments) @ identity
+    torch.rand(123)
+    assert torch.equal(FisherMCLinearOperator(*arguments) @ identity, one)
+    other = FisherMCLinearOperator(*arguments, seed=654321) @ identity
+    assert torch.linalg.matrix_norm(one - other) > 0
+    many = FisherMCLinearOperator(*arguments, mc_samples=200) @ identity
+    assert distance(many) < distance(one)
+
+    sum_of_samples, distances = torch.zeros(size, size), []
+    for seed in range(123456789, 123456789 + 64):
+        sample = FisherMCLinearOperator(*arguments, seed=seed, check_deterministic=False)
+        sum_of_samples += sample @ identity
+        distances.append(distance(sum_of_samples / (len(distances) + 1)))
+    assert distances[63] < 0.5 * np.mean(distances[:4])
+
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    figure, (left, right) = pyplot.subplots(ncols=2)
+    image = left.imshow((ggn.abs() + 1e-5).log10())
+    pyplot.colorbar(image, ax=left, shrink=0.8)
+    right.semilogx(range(1, 65), distances, "bo")
+    figure.savefig(tmp_path / "picture.png")
+    pyplot.close(figure)
+
+
+def test_natural_gradient_session():
+    """Damping, export to SciPy and the dense checks; inverses come with their own names."""
+    problem = regression()
+    params = dict(problem.model.named_parameters())
+    arguments = (problem.model, problem.loss, params, problem.data)
+    GGN = GGNLinearOperator(*arguments)
+    shapes = [p.shape for p in params.values()]
+    damped = GGN + 1e-2 * IdentityLinearOperator(shapes, GGN.device, torch.float64)
+    gradient, loss = gradient_and_loss(*arguments)
+    gradient = parameters_to_vector(gradient).detach()
+    dense, dense_loss = functorch_gradient_and_loss(*arguments)
+    assert allclose_report(gradient, parameters_to_vector(dense).detach())
+    assert allclose_report(loss, dense_loss)
+
+    matrix = functorch_ggn(*arguments).detach() + 1e-2 * torch.eye(26).double()
+    from scipy.sparse.linalg import eigsh
+
+    (top,) = eigsh(damped.to_scipy(), k=1, which="LM", return_eigenvectors=False)
+    assert top == pytest.approx(torch.linalg.eigvalsh(matrix)[-1].item(), rel=1e-10)
+    assert allclose_report(damped @ gradient, matrix @ gradient)
+
+
+def test_operators_are_those_of_the_package():
+    problem = binary()
+    for ours, theirs, dense in (
+        (torchlinop.HessianLinearOperator, HessianLinearOperator, functorch_hessian),
+        (torchlinop.GGNLinearOperator, GGNLinearOperator, functorch_ggn),
+        (torchlinop.EFLinearOperator, EFLinearOperator, functorch_empirical_fisher),
+    ):
+        operator = theirs(*problem.arguments, progressbar=False, num_data=9)
+        assert isinstance(operator, ours)
+        torch.testing.assert_close(operator.to_dense(), dense(*problem.arguments), **CLOSE)
+    jacobian = problem.model, problem.params, problem.data
+    J = JacobianLinearOperator(*jacobian)
+    dense = functorch_jacobian(*jacobian)
+    torch.testing.assert_close(J.to_dense(), dense, **CLOSE)
+    T = TransposedJacobianLinearOperator(*jacobian)
+    torch.testing.assert_close(T.to_dense(), dense.T, **CLOSE)
+
+
+def test_empirical_fisher_of_cross_entropy():
+    problem = classification(nn.CrossEntropyLoss(reduction="sum"))
+    E = EFLinearOperator(*problem.arguments)
+    expected = functorch_empirical_fisher(*problem.arguments)
+    torch.testing.assert_close(E.to_dense(), expected, **CLOSE)
+
+
+def test_wrong_number_of_data():
+    problem = regression()
+    with pytest.raises(ValueError, match="num_data=5, but the data holds 8"):
+        GGNLinearOperator(*problem.arguments, num_data=5)
+
+
+def test_report_of_differences(capsys):
+    assert allclose_report(torch.ones(2), np.ones(2))
+    assert capsys.readouterr().out == ""
+    assert not allclose_report(np.array([1.0, 2.0]), torch.tensor([1.0, 2.5]))
+    printed = capsys.readouterr().out
+    assert "[1]: 2.0" in printed
+    assert "1 of 2 entries differ" in printed
