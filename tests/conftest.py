@@ -106,4 +106,4 @@ def _global_state() -> tuple:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    torch.set_num_threads(1)  # small problems, and several test processes
