@@ -49,6 +49,19 @@ FUNCTIONS = {
     ).view(-1),
     "difference": lambda x: torch.sub(SCALE * x, x, alpha=3),
     "weighted sum": lambda x: torch.add(x, MATRIX @ x, alpha=0.5),
+    "concatenated products": lambda x: torch.cat(
+        [
+            (MATRIX[:3, :3] @ x.view(3, 4)).view(-1),
+            x[:2] * 3,
+            (MATRIX[:2, :3] @ x.view(3, 4) + SCALE[:4]).view(-1),
+        ]
+    ),
+    "concatenated and used": lambda x: torch.cat(
+        [(y := MATRIX[:3, :3] @ x.view(3, 4)).view(-1), y.sum().view(1)]
+    ),
+    "concatenated twice": lambda x: torch.cat(
+        [(y := (MATRIX[:3, :3] @ x.view(3, 4)).view(-1)), y]
+    ),
     "written buffer": _written_buffer,
     "written constant": _written_constant,
     "several outputs": _several_outputs,

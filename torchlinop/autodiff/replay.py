@@ -7,7 +7,8 @@ directly. On the way
 * kernels that do not depend on the argument are run once and their results kept,
 * transposes that cancel and additions of zero are dropped,
 * factors that do not depend on the argument are multiplied with each other first,
-* a matrix product and the addition that follows it become one kernel.
+* a matrix product and the addition that follows it become one kernel,
+* matrix products are written where they belong in the result.
 
 A recording that cannot be replayed (it reads a value back to the host, refers to memory
 by position, or does not reproduce the recorded result) is discarded, and the function
@@ -17,7 +18,7 @@ itself is called as before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -166,7 +167,10 @@ def _compile(calls: list[_Call], x: Tensor, result: Tensor) -> Function | None:
     known = {id(x)} | {id(t) for call in live for t in call.outputs()}
     if id(result) not in known:
         return None
-    return _write(_simplify(live, known, result), x, result)
+    if not any(call.written() for call in live):  # else values change under their names
+        live = _simplify(live, known, result)
+        live, result = _in_place(live, result)
+    return _write(live, x, result)
 
 
 def _dependent(calls: list[_Call], x: Tensor) -> list[_Call]:
@@ -194,8 +198,6 @@ def _dependent(calls: list[_Call], x: Tensor) -> list[_Call]:
 
 def _simplify(live: list[_Call], known: set[int], result: Tensor) -> list[_Call]:
     """Drop calls that change nothing and gather constant factors."""
-    if any(call.written() for call in live):  # values change under their names
-        return live
     replaced: dict[int, Tensor] = {}
     made_by: dict[int, _Call] = {}
     uses: dict[int, int] = {}
@@ -306,6 +308,67 @@ def _needed(calls: list[_Call], result: Tensor) -> list[_Call]:
             kept.append(call)
             needed.update(id(t) for t in call.inputs())
     return kept[::-1]
+
+
+_WITH_OUTPUT = {
+    _aten.mm.default: _aten.mm.out,
+    _aten.addmm.default: _aten.addmm.out,
+}
+_RESHAPES = {_aten.view.default, _aten._unsafe_view.default}
+
+
+def _in_place(calls: list[_Call], result: Tensor) -> tuple[list[_Call], Tensor]:
+    """Let matrix products write into their part of a concatenated result."""
+    last = calls[-1]
+    if last.func is not _aten.cat.default or last.args[1:] or last.kwargs:
+        return calls, result
+    pieces = last.args[0]
+    if any(p.ndim != 1 or p.dtype != result.dtype for p in pieces):
+        return calls, result
+    made_by = {id(t): call for call in calls for t in call.outputs()}
+    uses: dict[int, int] = {}
+    for call in calls:
+        for t in call.inputs():
+            uses[id(t)] = uses.get(id(t), 0) + 1
+
+    out = torch.empty_like(result)
+    allocation = _Call(
+        _aten.empty.memory_format,
+        (list(result.shape),),
+        {"dtype": result.dtype, "device": result.device},
+        out,
+    )
+    instead: dict[int, list[_Call]] = {}
+    copies = []
+    start = 0
+    for piece in pieces:
+        stop = start + piece.shape[0]
+        part = out[start:stop]
+        slicing = _Call(_aten.slice.Tensor, (out, 0, start, stop), {}, part)
+        reshape = made_by.get(id(piece))
+        product = made_by.get(id(reshape.args[0])) if _is_reshape(reshape) else None
+        if (
+            product is not None
+            and product.func in _WITH_OUTPUT
+            and uses[id(product.result)] == uses[id(piece)] == 1
+        ):
+            place = part.view(product.result.shape)
+            viewing = _Call(_aten.view.default, (part, list(place.shape)), {}, place)
+            kernel = _WITH_OUTPUT[product.func]
+            writing = _Call(kernel, product.args, {"out": place}, place)
+            instead[id(product)] = [slicing, viewing, writing]
+            instead[id(reshape)] = []
+        else:
+            copies += [slicing, _Call(_aten.copy_.default, (part, piece), {}, part)]
+        start = stop
+    if not instead:
+        return calls, result
+    placed = [c for call in calls[:-1] for c in instead.get(id(call), [call])]
+    return [allocation, *placed, *copies], out
+
+
+def _is_reshape(call: _Call | None) -> TypeGuard[_Call]:
+    return call is not None and call.func in _RESHAPES
 
 
 def _write(calls: Sequence[_Call], x: Tensor, result: Tensor) -> Function:
