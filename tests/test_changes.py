@@ -471,3 +471,78 @@ def test_an_operator_is_freed_without_the_cyclic_collector(problem):
             assert kept() is None
     finally:
         gc.enable()
+
+
+def test_layers_that_are_added():
+    problem = classification()
+    H = HessianLinearOperator(*problem.arguments)
+    H @ np.ones(27)
+    problem.model.append(nn.Sigmoid())
+    torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)
+
+
+def test_entries_of_a_list_of_inputs():
+    w = torch.randn(4, 3).double()
+    X, y = classification().data[0]
+
+    def model(params, X):
+        return X[0] @ params[0]
+
+    data = [([X], y)]
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), [w], data)
+    H @ np.ones(12)
+    data[0][0][0] = 2 * X
+    fresh = HessianLinearOperator(model, nn.CrossEntropyLoss(), [w], data)
+    torch.testing.assert_close(H.to_dense(), fresh.to_dense())
+
+
+def test_an_error_in_one_thread_blocks_no_other():
+    """The lock is released although the exception, and its frames, are kept."""
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                raise RuntimeError("only in the other thread")
+            return x
+
+    problem = classification()
+    model = nn.Sequential(problem.model, Fails())
+    H = HessianLinearOperator(model, problem.loss, problem.params, problem.data)
+    caught = []
+
+    def work():
+        try:
+            H @ np.ones(27)
+        except RuntimeError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "only in the other thread" in str(caught[0])
+    done = []
+    other = threading.Thread(
+        target=lambda: done.append(GGNLinearOperator(*problem.arguments))
+    )
+    other.start()
+    other.join(timeout=60)
+    assert done
+    torch.testing.assert_close(H.to_dense(), dense_hessian(*problem.arguments), **CLOSE)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_unkept_jacobians_live_one_at_a_time(problem, transposed):
+    J = JacobianLinearOperator(problem.model, problem.params, problem.data, cache=False)
+    A = J.T if transposed else J
+    build, living, most = J._maps._linearize, weakref.WeakSet(), []
+
+    def counted(batch):
+        linear_map = build(batch)
+        living.add(linear_map)
+        most.append(len(living))
+        return linear_map
+
+    J._maps._linearize = counted
+    A @ np.ones(A.shape[1])
+    assert len(most) == 3
+    assert max(most) <= 2

@@ -13,6 +13,8 @@ import scipy.sparse.linalg
 import torch
 from torchlinop import (
     DiagonalLinearOperator,
+    EFLinearOperator,
+    GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
     aslinearoperator,
@@ -228,6 +230,21 @@ def test_products_in_any_context(context):
     with context():
         later = HessianLinearOperator(*problem.arguments) @ x
     torch.testing.assert_close(later.clone(), dense @ x)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_callable_losses_without_gradient_mode(context):
+    """The loss is differentiated although the caller has switched gradients off."""
+    problem = classification()
+    data = [(X, torch.randn(len(X), 3).double()) for X, _ in problem.data]
+    arguments = problem.model, torch.nn.SmoothL1Loss(), problem.params, data
+    x = torch.ones(27, dtype=torch.float64)
+    for operator in (GGNLinearOperator, EFLinearOperator):
+        expected = operator(*arguments) @ x
+        assert expected.norm() > 0
+        with context():
+            y = operator(*arguments) @ x
+        torch.testing.assert_close(y.clone(), expected)
 
 
 def test_autocast_leaves_no_trace():

@@ -30,6 +30,9 @@ def test_a_vector_does_not_share_memory_with_its_tensors(space):
     vector = space.to_vector([weight, bias])
     vector += 1
     assert weight.sum() == bias.sum() == 0
+    vector = ParameterSpace({"weight": weight}).to_vector([weight])
+    vector += 1
+    assert weight.sum() == 0
 
 
 def test_space_of_an_operator_orders_its_vectors():

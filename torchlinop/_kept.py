@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -70,22 +71,23 @@ class KeptLinearizations(Generic[Map]):
         """Bytes that the kept linearizations hold."""
         return self._bytes
 
-    def __iter__(self) -> Iterator[Map]:
-        """Return an iterator over the maps; stale ones are rebuilt first."""
+    def visit(self, use: Callable[[Map], None]) -> None:
+        """Call ``use`` with every map in turn; stale ones are rebuilt first."""
         with EXCLUSIVE:
             for watch in self._watches:
                 if watch.changed():
                     self.refresh()
                     break
-            if self._complete:
-                return iter(list(self._kept.values()))
-        return self._locked_pass()
+            if not self._complete:  # one thread builds at a time
+                with contextlib.closing(self._building_pass()) as maps:
+                    for linear_map in maps:
+                        use(linear_map)
+                return
+            kept = list(self._kept.values())
+        for linear_map in kept:
+            use(linear_map)
 
-    def _locked_pass(self) -> Iterator[Map]:
-        with EXCLUSIVE:  # one thread builds at a time
-            yield from self._building_pass()
-
-    def _building_pass(self) -> Iterator[Map]:
+    def _building_pass(self) -> Generator[Map]:
         if self._source.batches.shuffles:  # parts of two orders do not add up
             self._kept.clear()
             self._bytes = 0
@@ -136,24 +138,25 @@ class KeptLinearizations(Generic[Map]):
         return self.retrying(lambda: self._total_of_rows(rows)).T.contiguous()
 
     def _total_of_one(self, v: Tensor) -> Tensor:
-        maps: Iterator[Any] = iter(self)
-        total: Tensor = next(maps)(v)
-        for linear_map in maps:
-            total += linear_map(v)
-        return total
+        total: list[Tensor] = []
+
+        def add(linear_map: Any) -> None:
+            part = linear_map(v)
+            total[:] = [total[0].add_(part) if total else part]
+
+        self.visit(add)
+        return total[0]
 
     def _total_of_rows(self, rows: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for linear_map in self:
-            part = apply_rows(
-                linear_map,  # type: ignore[arg-type]
-                rows,
-                nbytes=linear_map.nbytes,
-                state=self.block_state,
-            )
-            total = part if total is None else total.add_(part)
-        assert total is not None  # a survey refuses empty data
-        return total
+        total: list[Tensor] = []
+
+        def add(linear_map: Any) -> None:
+            nbytes = linear_map.nbytes
+            part = apply_rows(linear_map, rows, nbytes=nbytes, state=self.block_state)
+            total[:] = [total[0].add_(part) if total else part]
+
+        self.visit(add)
+        return total[0]
 
 
 def free_memory(device: torch.device) -> float:

@@ -50,7 +50,7 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
     ) -> None:
         super().__init__(_interchange.numpy_dtype(dtype), shape)
         self.torch_dtype = dtype
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
 
     # ------------------------------------------------- what an operator implements
 

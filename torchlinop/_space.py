@@ -87,7 +87,7 @@ class ParameterSpace:
         return [p.reshape(k, *s) for p, s in zip(parts, self.shapes, strict=True)]
 
     def join(self, tensors: Sequence[Tensor], *, batched: bool = False) -> Tensor:
-        """Inverse of :meth:`split`: a fresh ``(dim,)`` or ``(K, dim)`` tensor."""
+        """Inverse of :meth:`split`: a ``(dim,)`` or ``(K, dim)`` tensor."""
         if batched:
             flat = torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
         else:
@@ -120,7 +120,8 @@ class ParameterSpace:
                 f"Expected tensors of shapes {[tuple(s) for s in self.shapes]}, got "
                 f"{[tuple(s) for s in shapes]}."
             )
-        return self.join([t.detach() for t in listed])
+        flat = self.join([t.detach() for t in listed])
+        return flat.clone() if len(listed) == 1 else flat  # one is not copied by join
 
     def __repr__(self) -> str:
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -22,4 +22,3 @@ Data: TypeAlias = Iterable[tuple[Any, Any]]
 Reduction: TypeAlias = Literal["mean", "sum"]
 #: ``"auto"`` keeps linearizations while they fit the memory budget.
 CachePolicy: TypeAlias = Literal["auto"] | bool
-Tensors: TypeAlias = Sequence[Tensor]

@@ -54,17 +54,19 @@ class Watch:
         facts: Iterable[Callable[[], object]] = (),
     ) -> None:
         self._slots: list[tuple[dict[str, Any], str, object]] = []
+        self._sizes: list[tuple[dict[str, Any], int]] = []
         watched = {id(t): t for t in tensors}
         for module in modules:
             for child in module.modules():
                 for slots in (child._parameters, child._buffers, child._modules):
+                    self._sizes.append((slots, len(slots)))
                     for name, value in slots.items():
                         self._slots.append((slots, name, value))
                         if isinstance(value, Tensor):
                             watched[id(value)] = value
         tensors = [t for t in watched.values() if t.layout == torch.strided]
         # those made in inference mode have no version
-        self._versions = [(t, t._version) for t in tensors if not t.is_inference()]
+        self._versions = [(t, t._version) for t in watched.values() if not t.is_inference()]
         self._places = [(t, t.data_ptr()) for t in tensors]
         self._flags = list(flags)
         self._training = [m.training for m in self._flags]
@@ -77,6 +79,9 @@ class Watch:
         """Whether anything differs from when this watch was set up."""
         for slots, name, value in self._slots:
             if slots.get(name) is not value:
+                return True
+        for slots, size in self._sizes:
+            if len(slots) != size:
                 return True
         for tensor, version in self._versions:
             if tensor._version != version:

@@ -82,16 +82,16 @@ class DataSource:
         self._digests: list[int] = []
         self.shuffles = False
 
-    def survey(self, measure: Callable[[Batch], float]) -> float:
-        """Pass over the data once and add up ``measure(batch)``.
+    def survey(self, look: Callable[[Batch], None]) -> None:
+        """Pass over the data once and ``look`` at every batch.
 
         Records what later passes are checked against. Tensors stay where they are.
         """
-        total, digests = 0.0, []
+        digests = []
         with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
             for index, item in enumerate(self._data):
                 batch = self._batch(index, item)
-                total += measure(batch)
+                look(batch)
                 digests.append(_digest(batch))
         if not digests:
             raise ValueError(
@@ -109,7 +109,6 @@ class DataSource:
                 "this operator's rows or samples follow the order. Pass a list of "
                 "batches, or a DataLoader with shuffle=False."
             )
-        return total
 
     def lasting_tensors(self) -> list[Tensor]:
         """Tensors that every pass reads: those of a list, or behind a DataLoader."""
@@ -133,8 +132,13 @@ class DataSource:
         for item in self._data:
             if type(item) is not tuple:
                 objects += item
-            if type(item[0]) is not Tensor and isinstance(item[0], Mapping):
-                objects += item[0].values()
+            for part in item:
+                if type(part) is Tensor:
+                    continue
+                if isinstance(part, Mapping):
+                    objects += part.values()
+                elif isinstance(part, (list, tuple)):
+                    objects += part
         return _SameObjects(objects)
 
     @property

@@ -190,15 +190,14 @@ class ModelOnData:
         if self._check_finite:
             for name, p in self._params.items():
                 _require_finite(p, f"parameter {name!r}")
-        self.batches.survey(self._measure)
+        self.batches.survey(self._look)
         if self._check_deterministic:
             self._check_repeatable()
 
-    def _measure(self, batch: Batch) -> float:
+    def _look(self, batch: Batch) -> None:
         if self._check_finite:
             for tensor in batch.sources:
                 _require_finite(tensor, f"batch {batch.position} of the data")
-        return float(batch.size)
 
     def _check_repeatable(self) -> None:
         """Evaluate the first batch twice."""
@@ -334,11 +333,11 @@ class EmpiricalRisk(ModelOnData):
                 "or has class weight zero. Check ignore_index, weight and the targets."
             )
 
-    def _measure(self, batch: Batch) -> float:
+    def _look(self, batch: Batch) -> None:
         if self.loss.reduction == "mean":
             share = self.loss.normalizer(batch.y, batch.size)
             self._shares[batch.position] = share
-        return super()._measure(batch)
+        super()._look(batch)
 
     def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
         """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
@@ -446,7 +445,16 @@ class _OneBatch(list):
 
 
 #: plain attributes of torch's losses
-_LOSS_SETTINGS = ("reduction", "ignore_index", "label_smoothing", "delta", "beta", "eps")
+_LOSS_SETTINGS = (
+    "reduction",
+    "ignore_index",
+    "label_smoothing",
+    "delta",
+    "beta",
+    "eps",
+    "log_input",
+    "full",
+)
 
 
 # -------------------------------------------------------------------------- checks

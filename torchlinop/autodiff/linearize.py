@@ -67,13 +67,13 @@ class HessianProduct:
     ) -> None:
         active = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
         self._active = active if len(active) < len(gradient) else None
-        self._gradient = [gradient[i] for i in active]
+        self._gradient = [g for i in active if (g := gradient[i]) is not None]
         self._parameters = tuple(parameters)
 
     @property
     def graph(self) -> list[Tensor]:
         """Tensors whose graphs this linearization keeps alive."""
-        return [g for g in self._gradient if g is not None]
+        return list(self._gradient)
 
     def __call__(self, v: Sequence[Tensor], *, batched: bool = False) -> list[Tensor]:
         """``H v`` as one tensor per parameter, shaped like ``v``."""
@@ -81,7 +81,7 @@ class HessianProduct:
         if not v_active:
             return [torch.zeros_like(x) for x in v]
         products = torch.autograd.grad(
-            self._gradient,  # type: ignore[arg-type]
+            self._gradient,
             self._parameters,
             v_active,
             retain_graph=True,

@@ -523,8 +523,6 @@ def _dense_gradient(func: Callable) -> Callable:
     def rule(*args: Any, **kwargs: Any) -> Any:
         if kwargs.get("sparse"):
             kwargs["sparse"] = False
-        elif len(args) > 6 and args[6]:
-            args = (*args[:6], False, *args[7:])
         return func(*args, **kwargs)
 
     return rule

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Unpack
 
-import torch
 from torch import Generator, Tensor
 
 from torchlinop._kept import KeptLinearizations
@@ -210,11 +209,9 @@ class _DataGradients:
         self._risk = risk
 
     def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
-        with torch.enable_grad():
-            leaf = prediction.detach().requires_grad_()
-            scale = self._risk.normalizer**-0.5
-            gradient = self._risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
-            gradient = scale * gradient.detach()
+        leaf = prediction.detach().requires_grad_()
+        gradient = self._risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
+        gradient = self._risk.normalizer**-0.5 * gradient.detach()
         dim = _row_dimension(self._risk, prediction)
         return _outer_products(gradient.unsqueeze(0), dim)
 

@@ -17,6 +17,7 @@ from torchlinop.autodiff.diagnose import (
 from torchlinop.autodiff.linearize import (
     ForwardJacobianProducts,
     JacobianProducts,
+    recording,
     retained_bytes,
 )
 from torchlinop.autodiff.losses import HessianProduct
@@ -160,7 +161,8 @@ class GaussNewtonBuilder:
 
     def __call__(self, batch: Batch) -> _GaussNewtonMap:  # noqa: D102
         jacobian = LinearizedModel(self._risk, batch)
-        middle = self._middle(jacobian.output, batch)
+        with recording(self._risk.space.device, rules=False):
+            middle = self._middle(jacobian.output, batch)
         return _GaussNewtonMap(jacobian, middle)
 
 

@@ -110,15 +110,15 @@ class JacobianLinearOperator(TorchLinearOperator):
         rows = x.T.contiguous()
 
         def compute() -> Tensor:
-            blocks = [
-                apply_rows(
-                    batch.forward,
-                    rows,
-                    nbytes=batch.nbytes,
-                    state=self._maps.block_state,
+            blocks: list[Tensor] = []
+
+            def append(batch: _JacobianMap) -> None:
+                state = self._maps.block_state
+                blocks.append(
+                    apply_rows(batch.forward, rows, nbytes=batch.nbytes, state=state)
                 )
-                for batch in self._maps
-            ]
+
+            self._maps.visit(append)
             self._check_outputs(sum(block.shape[1] for block in blocks))
             return torch.cat(blocks, dim=1) if blocks[1:] else blocks[0]
 
@@ -126,19 +126,22 @@ class JacobianLinearOperator(TorchLinearOperator):
 
     def _apply_transpose(self, x: Tensor) -> Tensor:
         def compute() -> Tensor:
-            maps = list(self._maps)
-            sizes = [batch.outputs for batch in maps]
-            self._check_outputs(sum(sizes))
-            total: Tensor | None = None
-            for batch, rows in zip(maps, x.T.split_with_sizes(sizes, 1), strict=True):
-                part = apply_rows(
-                    batch.backward,
-                    rows.contiguous(),
-                    nbytes=batch.nbytes,
-                    state=self._maps.block_state,
+            total = x.new_zeros(x.shape[1], self.space.dim)
+            start = 0
+
+            def add(batch: _JacobianMap) -> None:
+                nonlocal start
+                stop = start + batch.outputs
+                self._check_outputs(max(stop, self.shape[0]))
+                rows = x.T[:, start:stop].contiguous()
+                state = self._maps.block_state
+                total.add_(
+                    apply_rows(batch.backward, rows, nbytes=batch.nbytes, state=state)
                 )
-                total = part if total is None else total.add_(part)
-            assert total is not None  # a survey refuses empty data
+                start = stop
+
+            self._maps.visit(add)
+            self._check_outputs(start)
             return total
 
         return self._maps.retrying(compute).T.contiguous()

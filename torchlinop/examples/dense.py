@@ -53,6 +53,7 @@ def dense_gradient_and_loss(
     model: Model, loss_function: Loss, params: Parameters, data: Data
 ) -> tuple[list[Tensor], Tensor]:
     """Gradient, one tensor for each parameter, and value of the loss on all data."""
+    params = dict(params) if isinstance(params, Mapping) else list(params)
     predict, theta, _, y = _flat_model(model, params, data)
     gradient, loss = grad_and_value(lambda t: loss_function(predict(t), y))(theta)
     listed = list(params.values() if isinstance(params, Mapping) else params)

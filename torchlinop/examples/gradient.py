@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.autodiff.linearize import recording
 from torchlinop.risk import EmpiricalRisk, RiskOptions
 
 
@@ -53,7 +54,7 @@ def gradient_and_loss(
             share = risk.loss.normalizer(batch.y, batch.size) / risk.normalizer
             if share == 0:  # every target of the batch is ignored
                 continue
-        with torch.enable_grad():
+        with recording(risk.space.device, rules=False):
             value = share * loss_function(risk.predict(leaves, batch.X), batch.y)
             parts = torch.autograd.grad(value, leaves, allow_unused=True)
         loss += value.detach()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypedDict
 
+import torch
+
 import torchlinop
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Data, Loss, Model, Parameters
@@ -29,7 +31,8 @@ def _options(
     """Translate the arguments; compare the number of samples claimed with the data."""
     if num_data is not None:
         count = batch_size_fn or (lambda X: int(X.shape[0]))
-        found = sum(count(X) for X, _ in data)
+        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
+            found = sum(count(X) for X, _ in data)
         if found != num_data:
             raise ValueError(f"num_data={num_data}, but the data holds {found} samples.")
     return {
