@@ -15,7 +15,7 @@ extensions = [
     "sphinx.ext.mathjax",
 ]
 myst_enable_extensions = ["dollarmath"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "examples"]
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 html_theme = "alabaster"
