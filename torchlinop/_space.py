@@ -87,11 +87,13 @@ class ParameterSpace:
         return [p.reshape(k, *s) for p, s in zip(parts, self.shapes, strict=True)]
 
     def join(self, tensors: Sequence[Tensor], *, batched: bool = False) -> Tensor:
-        """Inverse of :meth:`split`: a ``(dim,)`` or ``(K, dim)`` tensor."""
+        """Inverse of :meth:`split`: a fresh ``(dim,)`` or ``(K, dim)`` tensor."""
         if batched:
             flat = torch.cat([t.reshape(t.shape[0], -1) for t in tensors], dim=1)
         else:
             flat = flatten(tensors)
+            if len(tensors) == 1:  # the only case that is not copied
+                flat = flat.clone()
         return flat.to(self.dtype) if self._needs_cast else flat
 
     def to_named(self, vector: Tensor) -> dict[str, Tensor]:
@@ -120,8 +122,7 @@ class ParameterSpace:
                 f"Expected tensors of shapes {[tuple(s) for s in self.shapes]}, got "
                 f"{[tuple(s) for s in shapes]}."
             )
-        flat = self.join([t.detach() for t in listed])
-        return flat.clone() if len(listed) == 1 else flat  # one is not copied by join
+        return self.join([t.detach() for t in listed])
 
     def __repr__(self) -> str:
         return (

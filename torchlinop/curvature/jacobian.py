@@ -211,7 +211,6 @@ class _JacobianMap:
 
     def _vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
         output = self._model.output
-        # a copy: where the model is a view, the product is u itself
-        u = u.to(output.dtype, copy=True)
+        u = u.to(output.dtype)
         shape = (u.shape[0], *output.shape) if batched else output.shape
         return self._model.vjp(u.reshape(shape), batched=batched)
