@@ -11,21 +11,53 @@ from torchlinop.curvature import (
     JacobianLinearOperator,
 )
 from torchlinop.risk import EmpiricalRisk
+from torchlinop.solve import (
+    CGInverseLinearOperator,
+    CholeskyInverseLinearOperator,
+    ConvergenceError,
+    ConvergenceWarning,
+    EighInverseLinearOperator,
+    JacobiPreconditioner,
+    LSMRInverseLinearOperator,
+    MINRESInverseLinearOperator,
+    NegativeCurvatureError,
+    NeumannInverseLinearOperator,
+    NystromPreconditioner,
+    Preconditioner,
+    SolveReport,
+    multishift_cg,
+    neumann_scale,
+)
 from torchlinop.structured import DiagonalLinearOperator, IdentityLinearOperator
 
 __all__ = [
+    "CGInverseLinearOperator",
+    "CholeskyInverseLinearOperator",
+    "ConvergenceError",
+    "ConvergenceWarning",
     "DiagonalLinearOperator",
     "EFLinearOperator",
+    "EighInverseLinearOperator",
     "EmpiricalRisk",
     "FisherMCLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
+    "JacobiPreconditioner",
     "JacobianLinearOperator",
+    "LSMRInverseLinearOperator",
+    "MINRESInverseLinearOperator",
+    "NegativeCurvatureError",
+    "NeumannInverseLinearOperator",
+    "NystromPreconditioner",
     "ParameterSpace",
+    "Preconditioner",
+    "SolveReport",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "aslinearoperator",
+    "multishift_cg",
+    "neumann_scale",
 ]
 
 __version__ = "0.1.0"

@@ -135,7 +135,7 @@ class KeptLinearizations(Generic[Map]):
             v = x.reshape(-1).contiguous()
             return self.retrying(lambda: self._total_of_one(v)).unsqueeze(1)
         rows = x.T.contiguous()
-        return self.retrying(lambda: self._total_of_rows(rows)).T.contiguous()
+        return self.retrying(lambda: self._total_of_rows(rows)).T
 
     def _total_of_one(self, v: Tensor) -> Tensor:
         total: list[Tensor] = []

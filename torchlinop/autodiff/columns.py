@@ -54,7 +54,12 @@ def apply_rows(
                 state.limit = chunk // 2
                 return apply_rows(function, rows, nbytes=nbytes, state=state)
             state.limit = 1
-    return torch.stack([function(row) for row in rows])
+    first = function(rows[0])
+    results = first.new_empty(count, *first.shape)
+    results[0] = first
+    for i in range(1, count):
+        results[i] = function(rows[i])
+    return results
 
 
 class BlockState:

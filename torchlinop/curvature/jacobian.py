@@ -122,7 +122,7 @@ class JacobianLinearOperator(TorchLinearOperator):
             self._check_outputs(sum(block.shape[1] for block in blocks))
             return torch.cat(blocks, dim=1) if blocks[1:] else blocks[0]
 
-        return self._maps.retrying(compute).T.contiguous()
+        return self._maps.retrying(compute).T
 
     def _apply_transpose(self, x: Tensor) -> Tensor:
         def compute() -> Tensor:
@@ -144,7 +144,7 @@ class JacobianLinearOperator(TorchLinearOperator):
             self._check_outputs(start)
             return total
 
-        return self._maps.retrying(compute).T.contiguous()
+        return self._maps.retrying(compute).T
 
     def _check_outputs(self, count: int) -> None:
         if count != self.shape[0]:

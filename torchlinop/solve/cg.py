@@ -1,0 +1,299 @@
+r"""Conjugate gradients, for one right-hand side and for a block of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinop.solve.inverse import (
+    Callback,
+    Correction,
+    KrylovInverse,
+    System,
+    add_columns,
+    column_dots,
+    column_norms,
+    require_finite_iteration,
+)
+from torchlinop.solve.report import NegativeCurvatureError
+
+
+class CGInverseLinearOperator(KrylovInverse):
+    r"""Inverse of a symmetric positive definite matrix by conjugate gradients.
+
+    .. math:: (A + \delta I)^{-1}
+
+    A product with ``K`` vectors solves for all of them in one Krylov space (block
+    conjugate gradients), which needs fewer products than ``K`` solves. A column stops
+    when it has converged.
+
+    Parameters
+    ----------
+    A
+        Hermitian and, with the damping, positive definite: an operator, a matrix, a
+        sparse matrix, shape ``(N, N)``.
+    damping
+        :math:`\delta`, added to the diagonal.
+    rtol, atol
+        A column has converged when :math:`\|b - A x\|_2` is at most the larger of
+        ``rtol`` :math:`\|b\|_2` and ``atol``.
+    maxiter
+        Most iterations; by default ``10 N``, as in SciPy.
+    M
+        Preconditioner: positive definite, close to the inverse of :math:`A + \delta I`;
+        an operator or a matrix.
+    x0
+        Where every solve starts, shape ``(N,)`` or ``(N, K)``; by default at zero.
+    callback
+        Called after each iteration with the current iterate, a torch tensor of shape
+        ``(N,)``, or ``(N, K)`` for several right-hand sides.
+    on_failure
+        What happens if a column does not converge: ``"warn"`` (a
+        :class:`~torchlinop.ConvergenceWarning`), ``"raise"`` (a
+        :class:`~torchlinop.ConvergenceError`) or ``"ignore"``.
+
+    Attributes
+    ----------
+    last_solve : SolveReport or None
+        Iterations, residual norms and converged columns of the last product.
+
+    Raises
+    ------
+    NegativeCurvatureError
+        In a product, when the matrix turns out not to be positive definite.
+
+    Notes
+    -----
+    Residual norms are those of the recurrences; where rounding errors may have parted
+    them from the true residuals, these are computed, and the iteration starts anew from
+    them if need be.
+
+    References
+    ----------
+    Hestenes and Stiefel, "Methods of conjugate gradients for solving linear systems",
+    J. Res. Nat. Bur. Standards 49 (1952), https://doi.org/10.6028/jres.049.044.
+    Blocks: Ji and Li, "A breakdown-free block conjugate gradient method", BIT 57 (2017),
+    https://doi.org/10.1007/s10543-016-0631-z.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop import CGInverseLinearOperator
+    >>> inverse = CGInverseLinearOperator(torch.eye(2), damping=1.0)
+    >>> inverse @ torch.tensor([6.0, 8.0])
+    tensor([3., 4.])
+    >>> print(inverse.last_solve)
+    CG: 1 of 1 column converged
+      iterations     1
+      products       1
+      residual norm  0.00e+00 (wanted 1.00e-04)
+    """
+
+    solver = "CG"
+
+    def _iterate(
+        self,
+        system: System,
+        B: Tensor,
+        tolerances: np.ndarray,
+        maxiter: int,
+        callback: Callback | None,
+    ) -> Correction:
+        method = conjugate_gradients if B.shape[1] == 1 else block_conjugate_gradients
+        return method(system, B, tolerances, maxiter, callback)
+
+
+def conjugate_gradients(
+    system: System,
+    B: Tensor,
+    tolerances: np.ndarray,
+    maxiter: int,
+    callback: Callback | None = None,
+) -> Correction:
+    """Solve for one column ``(N, 1)``; see :meth:`KrylovInverse._iterate`."""
+    x, r = torch.zeros_like(B), B.clone(memory_format=torch.contiguous_format)
+    residual_norm, tolerance = torch.linalg.vector_norm(r).item(), float(tolerances[0])
+    norm, reason, k = 0.0, "", 0
+    z = system.precondition(r)
+    p = z.clone()
+    rz = _dot(r, z)
+    while residual_norm > tolerance and k < maxiter:
+        _require_positive(rz)
+        q = system.product(p)
+        curvature = _dot(p, q)
+        if not curvature > 0:
+            require_finite_iteration(np.array([curvature]), "CG", k + 1)
+            first = torch.linalg.vector_norm(q) / torch.linalg.vector_norm(p)
+            refuse_indefinite(p, curvature, 30 * system.eps * max(norm, first.item()))
+            reason = "singular"
+            break
+        # |A p|^2 / p^T A p is a lower bound of the largest eigenvalue
+        norm = max(norm, _dot(q, q) / curvature)
+        step = rz / curvature
+        x.add_(p, alpha=step)
+        r.sub_(q, alpha=step)
+        k += 1
+        residual_norm = torch.linalg.vector_norm(r).item()
+        require_finite_iteration(np.array([residual_norm]), "CG", k)
+        if callback is not None:
+            callback(x)
+        if residual_norm <= tolerance:
+            break
+        z = system.precondition(r)
+        rz, previous = _dot(r, z), rz
+        p = p.mul_(rz / previous).add_(z)
+    return Correction(x, np.array([k]), np.array([residual_norm]), norm, reason)
+
+
+def block_conjugate_gradients(
+    system: System,
+    B: Tensor,
+    tolerances: np.ndarray,
+    maxiter: int,
+    callback: Callback | None = None,
+) -> Correction:
+    """Solve for all columns ``(N, K)`` in one Krylov space.
+
+    The search directions are orthonormalized in every step, and those that depend on the
+    others are dropped; so are the residuals of columns that have converged. Blocks are
+    held as rows here, ``(K, N)``: one vector after another in memory.
+    """
+    X, R = torch.zeros_like(B.T), B.T.clone(memory_format=torch.contiguous_format)
+    norms = column_norms(R.T)
+    iterations = np.zeros(len(norms), dtype=int)
+    active = np.flatnonzero(norms > tolerances)
+    R = _rows(R, active)
+    D = torch.zeros_like(R)  # what the active rows of X have become
+    norm, reason, k = 0.0, "", 0
+    P = _orthonormalized(_preconditioned(system, R).clone(), system.eps)
+    spare: Tensor | None = None
+    while len(active) and k < maxiter:
+        Q = system.product(P.T).T
+        k += 1
+        curvature = (P.conj() @ Q.T).to(_double(P.dtype))
+        largest = curvature.diagonal().real.max().item() if len(P) else 0.0
+        require_finite_iteration(np.array([largest]), "CG", k)
+        norm = max(norm, largest)
+        solve = _inverse_of(curvature, P, 30 * system.eps * norm)
+        if solve is None:
+            reason = "singular"
+            break
+        steps = solve(P.conj() @ R.T).T
+        D.addmm_(steps, P)
+        R.addmm_(steps, Q, alpha=-1)
+        norms[active] = column_norms(R.T)
+        require_finite_iteration(norms, "CG", k)
+        iterations[active] = k
+        if callback is not None:
+            iterate = X.clone()
+            add_columns(iterate.T, active, D.T)
+            callback(iterate.T)
+        left = np.flatnonzero(norms[active] > tolerances[active])
+        if len(left) < len(active):
+            done = np.setdiff1d(np.arange(len(active)), left)
+            add_columns(X.T, active[done], _rows(D, done).T)
+            active, R, D = active[left], _rows(R, left), _rows(D, left)
+            if not len(active):
+                break
+        Z = _preconditioned(system, R)
+        conjugation = solve(Q.conj() @ Z.T).T
+        if spare is None or spare.shape != Z.shape:
+            spare = torch.empty_like(Z, memory_format=torch.contiguous_format)
+        conjugate = torch.addmm(Z, conjugation, P, alpha=-1, out=spare)
+        reuse = P if P.shape == conjugate.shape else None
+        P = _orthonormalized(conjugate, system.eps, out=reuse)
+        spare = conjugate if P is reuse else None
+    add_columns(X.T, active, D.T)
+    return Correction(X.T, iterations, norms, norm, reason)
+
+
+def _rows(block: Tensor, rows: np.ndarray) -> Tensor:
+    """Return some rows, or the block itself if they are all."""
+    if len(rows) == len(block):
+        return block
+    return block[torch.as_tensor(rows, device=block.device)]
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return torch.vdot(x.reshape(-1), y.reshape(-1)).real.item()
+
+
+def _double(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float64)
+
+
+def _preconditioned(system: System, R: Tensor) -> Tensor:
+    """Return the preconditioned rows; those given where there is no preconditioner."""
+    if not system.preconditioned:
+        return R
+    Z = system.precondition(R.T).T
+    _require_positive(float(column_dots(R.T, Z.T).min(initial=np.inf)))
+    return Z
+
+
+def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
+    """Return an orthonormal basis of the rows, without those that depend on others.
+
+    ``out`` is used for it if it has the right size.
+    """
+    gram = (W.conj() @ W.T).to(_double(W.dtype))
+    lengths = gram.diagonal().real.sqrt()
+    if not lengths.all():
+        return _orthonormalized(W[lengths > 0], eps)
+    # once by Cholesky is enough where the rows are far from dependent
+    L, info = torch.linalg.cholesky_ex(gram / torch.outer(lengths, lengths))
+    pivots = L.diagonal().real
+    if not info.item() and (not len(pivots) or pivots.min().item() > eps**0.25):
+        inverse = torch.linalg.solve_triangular(
+            L, torch.diag(1 / lengths).to(L), upper=False
+        )
+        return torch.mm(inverse.conj().resolve_conj().to(W.dtype), W, out=out)
+    scaled = W / lengths.to(W.real.dtype).unsqueeze(1)
+    Q, triangle = torch.linalg.qr(scaled.T)
+    left, values, _ = torch.linalg.svd(triangle, full_matrices=False)
+    kept = values > 10 * eps * values[0]
+    return (Q @ left[:, kept]).T.contiguous()
+
+
+def _inverse_of(
+    curvature: Tensor, P: Tensor, noise: float
+) -> Callable[[Tensor], Tensor] | None:
+    """Return the product with the inverse of ``P^H A P``, or None if it is all noise."""
+    curvature = (curvature + curvature.mH) / 2
+    L, info = torch.linalg.cholesky_ex(curvature)
+    if not info.item() and L.diagonal().real.min().item() ** 2 > noise:
+        return lambda C: torch.cholesky_solve(C.to(L.dtype), L).to(C.dtype)
+    values, vectors = torch.linalg.eigh(curvature)
+    direction = P.T @ vectors[:, 0].to(P.dtype)
+    refuse_indefinite(direction, values[0].item(), noise)
+    kept = values > noise
+    if not kept.any():
+        return None
+    values, vectors = values[kept], vectors[:, kept]
+    return lambda C: ((vectors / values) @ (vectors.mH @ C.to(vectors.dtype))).to(C.dtype)
+
+
+def refuse_indefinite(p: Tensor, curvature: float, noise: float) -> None:
+    """Raise if the curvature along ``p`` is negative beyond rounding."""
+    length = torch.linalg.vector_norm(p).item()
+    curvature /= length**2
+    if curvature < -noise:
+        raise NegativeCurvatureError(
+            f"The matrix is not positive definite: along one direction p of length 1, "
+            f"p^H A p = {curvature:.3e}. Conjugate gradients need a positive definite "
+            "matrix: add more damping, or use MINRESInverseLinearOperator, which takes "
+            "indefinite ones (such as the Hessian).",
+            (p / length).reshape(-1),
+            curvature,
+        )
+
+
+def _require_positive(rz: float) -> None:
+    if not rz > 0:
+        raise np.linalg.LinAlgError(
+            f"The preconditioner M is not positive definite: r^H M r = {rz:.3e} for a "
+            "residual r. Pass a positive definite approximation of the inverse of A."
+        )

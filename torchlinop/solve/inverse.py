@@ -1,0 +1,416 @@
+"""What all iterative inverses share: the system, its options, and the bookkeeping."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self, TypedDict, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinop._interchange import as_tensor
+from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop._typing import Array
+from torchlinop.solve.preconditioner import Preconditioner
+from torchlinop.solve.report import OnFailure, SolveReport, judge
+
+Callback = Callable[[Tensor], Any]
+
+#: most right-hand sides that share one Krylov space
+_MAX_BLOCK = 128
+
+
+class SolveOptions(TypedDict, total=False):
+    """Keyword arguments of the inverses by conjugate gradients and MINRES.
+
+    Described at :class:`~torchlinop.CGInverseLinearOperator`.
+    """
+
+    damping: float
+    rtol: float
+    atol: float
+    maxiter: int | None
+    M: Any
+    x0: Array | None
+    callback: Callback | None
+    on_failure: OnFailure
+
+
+class System:
+    """``A + damping I`` and a preconditioner, as functions of ``(N, K)`` blocks."""
+
+    def __init__(
+        self,
+        A: TorchLinearOperator,
+        damping: float = 0.0,
+        M: TorchLinearOperator | None = None,
+    ) -> None:
+        self._A, self._damping, self._M = A, damping, M
+        self.num_matvecs = 0
+        self.eps = torch.finfo(A.torch_dtype).eps
+
+    def product(self, X: Tensor) -> Tensor:
+        """``(A + damping I) X``."""
+        self.num_matvecs += X.shape[1]
+        Y = self._A._product(X)
+        return Y.add_(X, alpha=self._damping) if self._damping else Y
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether there is a preconditioner."""
+        return self._M is not None
+
+    def precondition(self, X: Tensor) -> Tensor:
+        """``M X``, or ``X`` itself where there is no preconditioner."""
+        return X if self._M is None else self._M._product(X).to(X.dtype)
+
+
+class Correction(NamedTuple):
+    """What an iteration found, starting from zero."""
+
+    #: (N, K)
+    solution: Tensor
+    #: (K,)
+    iterations: np.ndarray
+    #: (K,), as the iteration's own recurrences have them
+    residual_norms: np.ndarray
+    #: an estimate, from below, of the norm of the matrix
+    norm: float
+    #: why it stopped early, or empty
+    reason: str = ""
+
+
+class KrylovInverse(TorchLinearOperator):
+    """``(A + damping I)^-1`` of a Hermitian ``A`` by a Krylov method.
+
+    Not to be made by users; the options are described at
+    :class:`~torchlinop.CGInverseLinearOperator`.
+    """
+
+    #: name of the method in reports and errors
+    solver: str
+
+    def __init__(
+        self,
+        A: Any,
+        *,
+        damping: float = 0.0,
+        rtol: float = 1e-5,
+        atol: float = 0.0,
+        maxiter: int | None = None,
+        M: Any = None,
+        x0: Array | None = None,
+        callback: Callback | None = None,
+        on_failure: OnFailure = "warn",
+    ) -> None:
+        A = square_operator(A, self.solver)
+        super().__init__(A.shape, A.torch_dtype, A.device)
+        self.A = A
+        self.damping = finite("damping", damping)
+        self.rtol = at_least_zero("rtol", rtol)
+        self.atol = at_least_zero("atol", atol)
+        self.maxiter = 10 * A.shape[0] if maxiter is None else count("maxiter", maxiter)
+        self.M = as_preconditioner(M, A, "M")
+        self._x0 = None if x0 is None else starting_vectors(x0, A)
+        self._callback = callback
+        self.on_failure = one_of_failures(on_failure)
+        self.last_solve: SolveReport | None = None
+
+    @abstractmethod
+    def _iterate(
+        self,
+        system: System,
+        B: Tensor,
+        tolerances: np.ndarray,
+        maxiter: int,
+        callback: Callback | None,
+    ) -> Correction:
+        """Solve ``system X = B`` from zero until the residual norms reach ``tolerances``.
+
+        Parameters
+        ----------
+        B
+            Right-hand sides, shape ``(N, K)``, not to be written to.
+        tolerances
+            Shape ``(K,)``; a column stops when its residual norm is at most this.
+        maxiter
+            Most iterations.
+        callback
+            Called with the ``(N, K)`` iterate after each iteration.
+        """
+
+    def with_damping(self, damping: float) -> Self:
+        """Return the inverse of ``A + damping I`` for another ``damping``.
+
+        Nothing is computed: ``A`` with all that it keeps is shared. A
+        :class:`~torchlinop.Preconditioner` is moved by the same amount.
+        """
+        inverse = copy.copy(self)
+        inverse.damping = finite("damping", damping)
+        if isinstance(self.M, Preconditioner):
+            change = inverse.damping - self.damping
+            inverse.M = self.M.with_damping(self.M.damping + change)
+        inverse.last_solve = None
+        return inverse
+
+    def _apply(self, x: Tensor) -> Tensor:
+        system = System(self.A, self.damping, self.M)
+        solved = [self._solve(system, B, X0) for B, X0 in self._blocks(x)]
+        norms, tolerances, iterations = (
+            np.concatenate([getattr(s, name) for s in solved])
+            for name in ("residual_norms", "tolerances", "iterations")
+        )
+        report = SolveReport(
+            solver=self.solver,
+            iterations=iterations,
+            residual_norms=norms,
+            tolerances=tolerances,
+            converged=norms <= tolerances,
+            num_matvecs=system.num_matvecs,
+            reason=next((s.reason for s in solved if s.reason), ""),
+        )
+        parts = [s.solution for s in solved]
+        solution = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        self.last_solve = report
+        judge(report, solution, self.on_failure)
+        return solution
+
+    def _blocks(self, B: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Cut right-hand sides and starting vectors into blocks of bounded width."""
+        X0 = self._x0
+        if X0 is not None and X0.shape[1] not in (1, B.shape[1]):
+            raise ValueError(
+                f"x0 has {X0.shape[1]} columns, the right-hand side {B.shape[1]}."
+            )
+        blocks = B.split(_MAX_BLOCK, dim=1)
+        if X0 is None:
+            return [(block, None) for block in blocks]
+        starts = X0.expand(B.shape).split(_MAX_BLOCK, dim=1)
+        return list(zip(blocks, starts, strict=True))
+
+    def _solve(self, system: System, B: Tensor, X0: Tensor | None) -> _Solved:
+        """Solve for one block; start anew where rounding left the recurrences wrong."""
+        b_norms = column_norms(B)
+        require_finite_columns(b_norms, "The right-hand side")
+        tolerances = np.maximum(self.rtol * b_norms, self.atol)
+        iterations = np.zeros(B.shape[1], dtype=int)
+        if X0 is None:
+            X, R, norms = torch.zeros_like(B), B, b_norms
+        else:
+            X = X0.clone()
+            R = B - system.product(X)
+            norms = column_norms(R)
+            require_finite_columns(norms, "The residual of x0")
+        goal, reason = tolerances, ""
+        while True:
+            left = np.flatnonzero(norms > tolerances)
+            if not len(left):
+                reason = ""
+                break
+            budget = self.maxiter - int(iterations[left].max())
+            if reason or budget <= 0:
+                reason = reason or "maxiter"
+                break
+            found = self._iterate(
+                system, take(R, left), goal[left], budget, self._watching(X, left)
+            )
+            add_columns(X, left, found.solution)
+            iterations[left] += found.iterations
+            before, norms = norms, norms.copy()
+            norms[left] = found.residual_norms
+            reason = found.reason
+            if not self._rounding_matters(system, found, X, left, norms, tolerances):
+                continue
+            R, goal = B - system.product(X), tolerances / 2
+            norms = column_norms(R)
+            stuck = (norms > tolerances) & (norms > 0.5 * before)
+            if not reason and stuck.any():
+                reason = "maxiter" if iterations.max() >= self.maxiter else "rounding"
+        return _Solved(X, iterations, norms, tolerances, reason)
+
+    def _rounding_matters(
+        self,
+        system: System,
+        found: Correction,
+        X: Tensor,
+        left: np.ndarray,
+        norms: np.ndarray,
+        tolerances: np.ndarray,
+    ) -> bool:
+        """Whether the residuals of the recurrences may differ from the true ones.
+
+        They drift apart by some eps ``|A| |x|`` (Greenbaum, SIAM J. Matrix Anal. Appl. 18,
+        1997, https://doi.org/10.1137/S0895479895284944).
+        """
+        scale = 10 * system.eps * np.sqrt(1 + found.iterations.max()) * found.norm
+        reached = np.maximum(norms, tolerances)[left]
+        return bool((scale * column_norms(X)[left] > 0.5 * reached).any())
+
+    def _watching(self, X: Tensor, left: np.ndarray) -> Callback | None:
+        callback = self._callback
+        if callback is None:
+            return None
+
+        def show(D: Tensor) -> None:
+            iterate = X.clone()
+            add_columns(iterate, left, D)
+            callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
+
+        return show
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return self
+
+
+class _Solved(NamedTuple):
+    solution: Tensor
+    iterations: np.ndarray
+    residual_norms: np.ndarray
+    tolerances: np.ndarray
+    reason: str
+
+
+# ------------------------------------------------------------------ columns of blocks
+
+
+def column_norms(X: Tensor) -> np.ndarray:
+    """2-norms of the columns, shape ``(K,)``, in float64 on the host."""
+    if X.shape[1] == 1:  # much the quicker kernel
+        return np.array([torch.linalg.vector_norm(X).item()])
+    return torch.linalg.vector_norm(X, dim=0).double().cpu().numpy()
+
+
+def column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
+    """Real parts of ``x_k^H y_k``, shape ``(K,)``, in float64 on the host."""
+    if X.shape[1] == 1:
+        return np.array([torch.vdot(X.reshape(-1), Y.reshape(-1)).real.item()])
+    products = X.conj() * Y if X.dtype.is_complex else X * Y
+    return products.sum(dim=0).real.double().cpu().numpy()
+
+
+def row(coefficients: np.ndarray, like: Tensor) -> Tensor | float:
+    """Coefficients of columns, shape ``(K,)``, for products with ``like``."""
+    if len(coefficients) == 1:
+        return float(coefficients[0])
+    return torch.as_tensor(coefficients).to(like.device, like.dtype)
+
+
+def take(X: Tensor, columns: np.ndarray) -> Tensor:
+    """Return some columns, or ``X`` itself if they are all."""
+    if len(columns) == X.shape[1]:
+        return X
+    return X[:, torch.as_tensor(columns, device=X.device)]
+
+
+def add_columns(X: Tensor, columns: np.ndarray, D: Tensor) -> None:
+    """``X[:, columns] += D``."""
+    if len(columns) == X.shape[1]:
+        X.add_(D)
+    else:
+        X.index_add_(1, torch.as_tensor(columns, device=X.device), D)
+
+
+def require_finite_columns(norms: np.ndarray, what: str) -> None:
+    """Refuse NaN and infinity."""
+    if not np.isfinite(norms).all():
+        bad = np.flatnonzero(~np.isfinite(norms))[:5].tolist()
+        raise ValueError(f"{what} has NaN or infinite entries in columns {bad}.")
+
+
+def require_finite_iteration(norms: np.ndarray, solver: str, iteration: int) -> None:
+    """Refuse to go on with NaN."""
+    if not np.isfinite(norms).all():
+        raise np.linalg.LinAlgError(
+            f"NaN or infinity in iteration {iteration} of {solver}: the product with the "
+            "matrix or the preconditioner is not finite. For a curvature matrix look for "
+            "NaN in parameters and data with check_finite=True."
+        )
+
+
+# ------------------------------------------------------------------------------ checks
+
+
+def square_operator(A: Any, solver: str) -> TorchLinearOperator:
+    """Return ``A`` as one of our operators, and refuse rectangular ones."""
+    A = aslinearoperator(A)
+    if A.shape[0] != A.shape[1]:
+        raise ValueError(
+            f"{solver} inverts square matrices, got {A.shape[0]} x {A.shape[1]}. For the "
+            "least-squares solution use LSMRInverseLinearOperator."
+        )
+    return A
+
+
+def as_preconditioner(M: Any, A: TorchLinearOperator, name: str) -> Any:
+    """Return ``M`` as an operator that fits ``A``, or None."""
+    if M is None:
+        return None
+    try:
+        M = (
+            M
+            if isinstance(M, TorchLinearOperator)
+            else aslinearoperator(M, device=A.device)
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"{name} has to be an operator or a matrix that approximates the inverse of A, "
+            f"got {type(M).__name__}. A function f becomes one by "
+            "scipy.sparse.linalg.LinearOperator((n, n), matvec=f)."
+        ) from error
+    if M.shape != A.shape:
+        raise ValueError(
+            f"{name} is {M.shape[0]} x {M.shape[1]}, but A is {A.shape[0]} x {A.shape[1]}."
+        )
+    if M.device != A.device:
+        raise ValueError(f"{name} is on {M.device}, but A on {A.device}.")
+    if M.torch_dtype.is_complex and not A.torch_dtype.is_complex:
+        raise TypeError(f"{name} is complex ({M.dtype}), but A is real ({A.dtype}).")
+    return M
+
+
+def starting_vectors(x0: Array, A: TorchLinearOperator) -> Tensor:
+    """Return ``x0`` as a fresh ``(N, K)`` tensor that fits ``A``."""
+    start = as_tensor(x0, A.device)
+    if start.ndim not in (1, 2) or start.shape[0] != A.shape[1]:
+        raise ValueError(
+            f"x0 has to have shape (N,) or (N, K) with N = {A.shape[1]}, got "
+            f"{tuple(start.shape)}."
+        )
+    if start.dtype.is_complex and not A.torch_dtype.is_complex:
+        raise TypeError(f"x0 is complex, but A is real ({A.dtype}).")
+    start = start.detach().to(A.torch_dtype, copy=True)
+    return start.unsqueeze(1) if start.ndim == 1 else start
+
+
+def finite(name: str, value: float) -> float:
+    """Return a real number."""
+    number = float(value)
+    if not np.isfinite(number):
+        raise ValueError(f"{name} has to be a finite number, got {value!r}.")
+    return number
+
+
+def at_least_zero(name: str, value: float) -> float:
+    """Return a real number that is not negative."""
+    if not finite(name, value) >= 0:
+        raise ValueError(f"{name} has to be at least 0, got {value!r}.")
+    return float(value)
+
+
+def count(name: str, value: int) -> int:
+    """Return an integer that is not negative."""
+    if int(value) != value or value < 0:
+        raise ValueError(f"{name} has to be an integer >= 0, got {value!r}.")
+    return int(value)
+
+
+def one_of_failures(value: str) -> Any:
+    """Return what to do about columns that do not converge."""
+    if value not in get_args(OnFailure):
+        raise ValueError(
+            f"on_failure has to be 'warn', 'raise' or 'ignore', got {value!r}."
+        )
+    return value
