@@ -11,13 +11,21 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torchlinop import (
+    CGInverseLinearOperator,
+    CholeskyInverseLinearOperator,
     DiagonalLinearOperator,
     EFLinearOperator,
+    EighInverseLinearOperator,
     FisherMCLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
+    JacobiPreconditioner,
+    LSMRInverseLinearOperator,
+    MINRESInverseLinearOperator,
+    NeumannInverseLinearOperator,
+    NystromPreconditioner,
     TorchLinearOperator,
     aslinearoperator,
 )
@@ -217,6 +225,99 @@ def cube(dtype):
 def complex_transpose(dtype):
     operator, dense = CASES["complex_matrix"](dtype)
     return operator.T, dense.T
+
+
+def _tight(dtype: torch.dtype) -> float:
+    """A relative tolerance near the rounding error."""
+    return 4 * torch.finfo(dtype).eps
+
+
+@_case
+def cg_inverse(dtype):
+    operator, dense = CASES["ggn"](dtype)
+    inverse = CGInverseLinearOperator(operator, damping=1.0, rtol=_tight(dtype))
+    return inverse, np.linalg.inv(dense + np.eye(len(dense)))
+
+
+@_case
+def minres_inverse(dtype):
+    operator, dense = CASES["hessian"](dtype)
+    shifted = operator - 0.05 * IdentityLinearOperator([(27,)], "cpu", dtype)
+    inverse = MINRESInverseLinearOperator(shifted, damping=1.0, rtol=_tight(dtype))
+    return inverse, np.linalg.inv(dense + 0.95 * np.eye(27))
+
+
+@_case
+def lsmr_inverse(dtype):
+    operator, dense = CASES["jacobian"](dtype)
+    accuracy = {"atol": _tight(dtype), "btol": _tight(dtype)}
+    inverse = LSMRInverseLinearOperator(operator, damp=2.0, **accuracy)
+    gram = dense.T @ dense + 4 * np.eye(dense.shape[1])
+    return inverse, np.linalg.solve(gram, dense.T)
+
+
+@_case
+def neumann_inverse(dtype):
+    operator, dense = CASES["ggn"](dtype)
+    inverse = NeumannInverseLinearOperator(operator, 3, scale=0.2, damping=1.0)
+    step = np.eye(len(dense)) - 0.2 * (dense + np.eye(len(dense)))
+    return inverse, 0.2 * sum(np.linalg.matrix_power(step, k) for k in range(4))
+
+
+@_case
+def complex_neumann_inverse(dtype):
+    matrix = (_matrix(dtype) + 1j * _matrix(dtype).flip(0)) / 10
+    inverse = NeumannInverseLinearOperator(matrix, 4, scale=0.3, damping=1.0)
+    step = np.eye(6) - 0.3 * (matrix.numpy() + np.eye(6))
+    return inverse, 0.3 * sum(np.linalg.matrix_power(step, k) for k in range(5))
+
+
+@_case
+def cholesky_inverse(dtype):
+    operator, dense = CASES["ggn"](dtype)
+    inverse = CholeskyInverseLinearOperator(operator, damping=1.0)
+    return inverse, np.linalg.inv(dense + np.eye(len(dense)))
+
+
+@_case
+def eigh_inverse(dtype):
+    operator, dense = CASES["hessian"](dtype)
+    inverse = EighInverseLinearOperator(operator, damping=-2.0)
+    return inverse, np.linalg.inv(dense - 2 * np.eye(len(dense)))
+
+
+@_case
+def complex_cg_inverse(dtype):
+    matrix = _matrix(dtype) + 1j * _matrix(dtype).flip(0)
+    matrix = matrix @ matrix.mH / 10
+    inverse = CGInverseLinearOperator(matrix, damping=2.0, rtol=_tight(dtype))
+    return inverse, np.linalg.inv(matrix.numpy() + 2 * np.eye(6))
+
+
+@_case
+def natural_gradient_projection(dtype):
+    """An inverse inside an expression."""
+    operator, dense = CASES["ggn"](dtype)
+    inverse = CGInverseLinearOperator(operator, damping=1.0, rtol=_tight(dtype))
+    return inverse @ operator, np.linalg.solve(dense + np.eye(len(dense)), dense)
+
+
+@_case
+def jacobi_preconditioner(dtype):
+    operator, dense = CASES["hessian"](dtype)
+    damped = np.abs(np.diag(dense)) + 0.5
+    return JacobiPreconditioner(operator, damping=0.5), np.diag(1 / damped)
+
+
+@_case
+def nystrom_preconditioner(dtype):
+    """Of a matrix whose rank is that of the sketch, where it is known exactly."""
+    factor = _matrix(dtype, 6, 3)
+    matrix = (factor @ factor.T).double().numpy()
+    values, vectors = np.linalg.eigh(matrix)
+    U = vectors[:, 3:]
+    dense = (values[3] + 0.5) * (U / (values[3:] + 0.5)) @ U.T + np.eye(6) - U @ U.T
+    return NystromPreconditioner(factor @ factor.T, 0.5, rank=3), dense
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype:

@@ -11,11 +11,14 @@ import torchlinop
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 from torchlinop.compat.curvlinops import (
+    CGInverseLinearOperator,
     EFLinearOperator,
     FisherMCLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    LSMRInverseLinearOperator,
+    NeumannInverseLinearOperator,
     TransposedJacobianLinearOperator,
 )
 from torchlinop.compat.curvlinops.examples import IdentityLinearOperator, gradient_and_loss
@@ -77,26 +80,79 @@ def test_monte_carlo_fisher_session(tmp_path):
     pyplot.close(figure)
 
 
-def test_natural_gradient_session():
-    """Damping, export to SciPy and the dense checks; inverses come with their own names."""
-    problem = regression()
-    params = dict(problem.model.named_parameters())
-    arguments = (problem.model, problem.loss, params, problem.data)
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy")
+def test_natural_gradient_session(tmp_path, capsys):
+    """Natural gradients by few and by more CG steps, a Neumann series, and their plots."""
+    import matplotlib.pyplot as plt
+    from scipy.sparse.linalg import eigsh
+
+    torch.manual_seed(0)
+    data = [(torch.rand(64, 7).double(), torch.rand(64, 3).double()) for _ in range(2)]
+    model = nn.Sequential(
+        nn.Linear(7, 5), nn.ReLU(), nn.Linear(5, 5), nn.Sigmoid(), nn.Linear(5, 3)
+    ).double()
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    arguments = (model, nn.MSELoss(reduction="mean").double(), params, data)
     GGN = GGNLinearOperator(*arguments)
     shapes = [p.shape for p in params.values()]
-    damped = GGN + 1e-2 * IdentityLinearOperator(shapes, GGN.device, torch.float64)
+    delta = 1e-2
+    damped = GGN + delta * IdentityLinearOperator(shapes, GGN.device, torch.float64)
     gradient, loss = gradient_and_loss(*arguments)
     gradient = parameters_to_vector(gradient).detach()
     dense, dense_loss = functorch_gradient_and_loss(*arguments)
     assert allclose_report(gradient, parameters_to_vector(dense).detach())
     assert allclose_report(loss, dense_loss)
 
-    matrix = functorch_ggn(*arguments).detach() + 1e-2 * torch.eye(26).double()
-    from scipy.sparse.linalg import eigsh
+    few = CGInverseLinearOperator(damped, eps=0, max_iter=5, max_tridiag_iter=5)
+    rough = few @ gradient
+    assert allclose_report(damped @ rough, gradient, rtol=1e-4, atol=1e-5)
+    matrix = functorch_ggn(*arguments).detach()
+    matrix = matrix + delta * torch.eye(matrix.shape[0]).double()
+    inverse = torch.linalg.inv(matrix)
+    natural_gradient = inverse @ gradient
+    loose, tight = {"rtol": 5e-3, "atol": 5e-5}, {"rtol": 5e-4, "atol": 5e-6}
+    assert allclose_report(rough, natural_gradient, **loose)
+    more = CGInverseLinearOperator(damped, eps=0, max_iter=10, max_tridiag_iter=10)
+    assert allclose_report(more @ gradient, natural_gradient, **tight)
+    capsys.readouterr()
+    assert not allclose_report(rough, natural_gradient, **tight)
+    assert "of 88 entries differ" in capsys.readouterr().out
+    assert few.last_solve.iterations[0] == 5
+    assert not few.last_solve.converged[0]
 
-    (top,) = eigsh(damped.to_scipy(), k=1, which="LM", return_eigenvectors=False)
+    top = eigsh(damped.to_scipy(), k=1, which="LM", return_eigenvectors=False)[0]
     assert top == pytest.approx(torch.linalg.eigvalsh(matrix)[-1].item(), rel=1e-10)
-    assert allclose_report(damped @ gradient, matrix @ gradient)
+    scale = 1.0 if top < 2.0 else 1.99 / top
+    series = NeumannInverseLinearOperator(damped, scale=scale, num_terms=10)
+    neumann = series @ torch.eye(series.shape[1]).double()
+    step = torch.eye(88).double() - scale * matrix
+    expected = scale * sum(torch.matrix_power(step, k) for k in range(11))
+    assert allclose_report(neumann, expected)
+
+    figure, axes = plt.subplots(ncols=3)
+    for axis, picture in zip(axes, (matrix, neumann, inverse), strict=True):
+        image = axis.imshow(picture.detach().cpu().abs().log10())
+        plt.colorbar(image, ax=axis, shrink=0.5)
+    figure.savefig(tmp_path / "inverses.png")
+    plt.close(figure)
+
+
+def test_inverses_take_that_librarys_arguments():
+    A = torchlinop.aslinearoperator(torch.diag(torch.linspace(1, 2, 9)).double())
+    b = torch.ones(9).double()
+    exact = b / torch.linspace(1, 2, 9).double()
+    for inverse in (
+        CGInverseLinearOperator(A),
+        CGInverseLinearOperator(A, tolerance=1e-12, preconditioner=lambda X: 0.5 * X),
+        CGInverseLinearOperator(A, initial_guess=exact, max_iter=0),
+        LSMRInverseLinearOperator(A, atol=1e-12, btol=1e-12, maxiter=50, show=False),
+        NeumannInverseLinearOperator(A, num_terms=200, scale=0.6, check_nan=True),
+    ):
+        assert allclose_report(inverse @ b, exact)
+        assert allclose_report(inverse.adjoint() @ b, exact)
+        assert inverse.to_scipy() is inverse
+    with pytest.raises(ValueError, match="n_tridiag has to be 0"):
+        CGInverseLinearOperator(A, n_tridiag=1)
 
 
 def test_operators_are_those_of_the_package():

@@ -679,7 +679,12 @@ def test_inverses_inside_scipys_solvers():
         assert info == 0
         np.testing.assert_allclose(A.numpy() @ x, b, atol=1e-4)
     values, _ = spla.lobpcg(
-        aslinearoperator(A), np.eye(40)[:, :4], M=inverse, largest=False, tol=1e-8
+        aslinearoperator(A),
+        np.eye(40)[:, :4],
+        M=inverse,
+        largest=False,
+        tol=1e-8,
+        maxiter=200,
     )
     np.testing.assert_allclose(
         np.sort(values), np.linalg.eigvalsh(A.numpy())[:4], rtol=1e-6

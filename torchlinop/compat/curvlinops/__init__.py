@@ -8,6 +8,11 @@ The operators are this package's own (SciPy operators on any kind of array); onl
 constructors take curvlinops' arguments. ``to_scipy()`` returns the operator itself.
 """
 
+from torchlinop.compat.curvlinops.inverses import (
+    CGInverseLinearOperator,
+    LSMRInverseLinearOperator,
+    NeumannInverseLinearOperator,
+)
 from torchlinop.compat.curvlinops.operators import (
     EFLinearOperator,
     FisherMCLinearOperator,
@@ -18,10 +23,13 @@ from torchlinop.compat.curvlinops.operators import (
 )
 
 __all__ = [
+    "CGInverseLinearOperator",
     "EFLinearOperator",
     "FisherMCLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "LSMRInverseLinearOperator",
+    "NeumannInverseLinearOperator",
     "TransposedJacobianLinearOperator",
 ]
