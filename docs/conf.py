@@ -13,9 +13,17 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
 ]
+sphinx_gallery_conf = {
+    "examples_dirs": ["gallery"],
+    "gallery_dirs": ["auto_gallery"],
+    "filename_pattern": r"\.py$",  # every script is run
+    "download_all_examples": False,
+    "show_memory": False,
+}
 myst_enable_extensions = ["dollarmath"]
-exclude_patterns = ["_build", "examples"]
+exclude_patterns = ["_build", "examples", "gallery"]
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 html_theme = "alabaster"

@@ -695,3 +695,30 @@ def test_inverses_inside_scipys_solvers():
     )  # fmt: skip
     expected = 1 / np.linalg.eigvalsh(A.numpy())[:3]
     np.testing.assert_allclose(np.sort(generalized), np.sort(expected), rtol=1e-8)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22])
+@pytest.mark.parametrize("columns", [None, 3])
+@pytest.mark.parametrize("solver", KRYLOV)
+def test_vectors_whose_squares_are_out_of_range(solver, columns, size):
+    A = positive(30, 20.0, torch.float32)
+    b = vectors(30, columns, torch.float32) * size
+    seen = []
+    inverse = KRYLOV[solver](A, rtol=1e-4, callback=lambda x: seen.append(x.clone()))
+    x = inverse @ b
+    wide = torch.linalg.solve(A.double(), b.double())
+    torch.testing.assert_close(x.double() / size, wide / size, rtol=0, atol=1e-2)
+    torch.testing.assert_close(seen[-1], x)
+    assert inverse.last_solve.iterations.min() > 3
+
+
+def test_long_columns():
+    """From 2^15 entries on, columns are reduced one by one."""
+    d = torch.linspace(1, 3, 40_000)
+    A = DiagonalLinearOperator(d)
+    for kind in KRYLOV.values():
+        for b in (torch.ones(40_000), torch.stack([d, d.flip(0), d**2], dim=1)):
+            x = kind(A, rtol=1e-5) @ b
+            torch.testing.assert_close(
+                x * (d if b.ndim == 1 else d[:, None]), b, rtol=0, atol=1e-3
+            )

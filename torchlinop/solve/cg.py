@@ -115,36 +115,41 @@ def conjugate_gradients(
 ) -> Correction:
     """Solve for one column ``(N, 1)``; see :meth:`KrylovInverse._iterate`."""
     x, r = torch.zeros_like(B), B.clone(memory_format=torch.contiguous_format)
-    residual_norm, tolerance = torch.linalg.vector_norm(r).item(), float(tolerances[0])
+    tolerance = float(tolerances[0])
     norm, reason, k = 0.0, "", 0
     z = system.precondition(r)
     p = z.clone()
-    rz = _dot(r, z)
+    rr = _dot(r, r)
+    residual_norm = rr**0.5
+    rz = _dot(r, z) if system.preconditioned else rr
     while residual_norm > tolerance and k < maxiter:
         _require_positive(rz)
         q = system.product(p)
         curvature = _dot(p, q)
         if not curvature > 0:
             require_finite_iteration(np.array([curvature]), "CG", k + 1)
-            first = torch.linalg.vector_norm(q) / torch.linalg.vector_norm(p)
-            refuse_indefinite(p, curvature, 30 * system.eps * max(norm, first.item()))
+            noise = 30 * system.eps * max(norm, _norm(q) / _norm(p))
+            refuse_indefinite(p, curvature, noise)
             reason = "singular"
             break
-        # |A p|^2 / p^T A p is a lower bound of the largest eigenvalue
-        norm = max(norm, _dot(q, q) / curvature)
+        if k < 4 or k % 8 == 0:
+            # |A p|^2 / p^H A p is a lower bound of the largest eigenvalue
+            norm = max(norm, _norm(q) ** 2 / curvature)
         step = rz / curvature
         x.add_(p, alpha=step)
         r.sub_(q, alpha=step)
         k += 1
-        residual_norm = torch.linalg.vector_norm(r).item()
+        rr = _dot(r, r)
+        residual_norm = rr**0.5
         require_finite_iteration(np.array([residual_norm]), "CG", k)
         if callback is not None:
             callback(x)
         if residual_norm <= tolerance:
             break
         z = system.precondition(r)
-        rz, previous = _dot(r, z), rz
-        p = p.mul_(rz / previous).add_(z)
+        previous = rz
+        rz = _dot(r, z) if system.preconditioned else rr
+        torch.add(z, p, alpha=rz / previous, out=p)
     return Correction(x, np.array([k]), np.array([residual_norm]), norm, reason)
 
 
@@ -219,6 +224,10 @@ def _rows(block: Tensor, rows: np.ndarray) -> Tensor:
 
 def _dot(x: Tensor, y: Tensor) -> float:
     return torch.vdot(x.reshape(-1), y.reshape(-1)).real.item()
+
+
+def _norm(x: Tensor) -> float:
+    return _dot(x, x) ** 0.5
 
 
 def _double(dtype: torch.dtype) -> torch.dtype:

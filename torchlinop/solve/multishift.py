@@ -189,8 +189,8 @@ def _solve(
         iterations[going] = k
         zeta_old, zeta = np.where(going, zeta, zeta_old), zeta_new
         alpha_old, beta_old, rr = alpha, beta, rr_new
-    lengths = torch.linalg.vector_norm(X, dim=1).double().cpu().numpy()
-    gap = 10 * system.eps * np.sqrt(1 + k) * norm * lengths
+    lengths = np.array([column_norms(x) for x in X])
+    gap = system.eps * norm * lengths
     doubtful = np.flatnonzero(
         ((gap > 0.5 * tolerances) & (norms <= tolerances)).any(axis=1)
     )
