@@ -21,13 +21,17 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from torch import nn
 from torchlinop import (
+    CGInverseLinearOperator,
     DiagonalLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
+    NystromPreconditioner,
+    SubmatrixLinearOperator,
     TorchLinearOperator,
     aslinearoperator,
+    verify,
 )
 from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
 
@@ -496,6 +500,21 @@ def operators(char: str) -> Matrices:
     )
 
 
+def part(A: Any, size: int) -> Any:
+    """The leading submatrix."""
+    if isinstance(A, np.ndarray):
+        return A[:size, :size]
+    return SubmatrixLinearOperator(A, range(size), range(size))
+
+
+def inverse(A: Any, damping: float) -> Any:
+    """The damped inverse."""
+    if isinstance(A, np.ndarray):
+        return np.linalg.inv(A + damping * np.eye(len(A)))
+    rtol = 4 * torch.finfo(A.torch_dtype).eps
+    return CGInverseLinearOperator(A, damping=damping, rtol=rtol)
+
+
 #: applied to operators it gives an operator, applied to dense matrices the reference
 Formula = Callable[[Matrices], Any]
 
@@ -508,10 +527,18 @@ FORMULAS: dict[str, Formula] = {
     "H H + I/10": lambda m: m.H @ m.H + 0.1 * m.I,
     "(J^T J + I)/63": lambda m: (m.J.T @ m.J + m.I) / 63,
     "J G - J": lambda m: m.J @ m.G - m.J,
+    "G[:20, :20] + I/50": lambda m: part(m.G, 20) + 0.02 * part(m.I, 20),
+    "(G + I/2)^-1": lambda m: inverse(m.G, 0.5),
     # Hermitian, since the commutator of symmetric matrices is skew
     "G + I + i[G, H]/2": lambda m: m.G + m.I + 0.5j * (m.G @ m.H - m.H @ m.G),
 }
-POSITIVE = ["G + I/100", "H H + I/10", "(J^T J + I)/63"]
+POSITIVE = [
+    "G + I/100",
+    "H H + I/10",
+    "(J^T J + I)/63",
+    "G[:20, :20] + I/50",
+    "(G + I/2)^-1",
+]
 COMPLEX = "G + I + i[G, H]/2"
 
 
@@ -546,7 +573,14 @@ def check_eigenpairs(dense, values, vectors, expected, dtype):
 @REAL
 @pytest.mark.parametrize(
     ("formula", "which"),
-    [("G", "LM"), ("H", "LM"), ("H", "LA"), ("H", "SA"), ("G + I/100", "LA")],
+    [
+        ("G", "LM"),
+        ("H", "LM"),
+        ("H", "LA"),
+        ("H", "SA"),
+        ("G + I/100", "LA"),
+        ("(G + I/2)^-1", "SA"),
+    ],
 )
 def test_eigsh(solvers, cupy, formula, which, dtype):
     A, dense = operator_and_dense(formula, dtype)
@@ -721,3 +755,122 @@ def test_eigsh_on_a_complex_composite(solvers, cupy, dtype):
     A, dense = operator_and_dense(COMPLEX, np.finfo(dtype).dtype)
     values, vectors = solvers.eigsh(A, k=4, which="LA")
     check_eigenpairs(dense, values, vectors, np.linalg.eigvalsh(dense)[-4:], dtype)
+
+
+# ------------------------------------------------------- one of cupyx's own operators
+
+
+def test_an_operator_is_one_of_cupyx_while_cupyx_is_there(solvers, cupy):
+    A, _ = operator_and_dense("G", np.float64)
+    assert isinstance(A, solvers.LinearOperator)
+    assert solvers.aslinearoperator(A) is A
+    assert type(A) is GGNLinearOperator
+    assert isinstance(A, GGNLinearOperator)
+    assert A.__class__.__name__ == "GGNLinearOperator"
+    assert not isinstance(3 * A, GGNLinearOperator)
+
+
+def test_an_operator_is_not_one_of_cupyx_where_nobody_uses_it():
+    A, _ = operator_and_dense("G", np.float64)
+    if "cupyx.scipy.sparse.linalg" not in sys.modules:
+        assert A.__class__ is GGNLinearOperator
+
+
+def test_lobpcg_multiplies_blocks(solvers, cupy, rng):
+    """Of a wrapper that cupyx makes itself it would ask for one column after another."""
+    A, dense = operator_and_dense("G + I/100", np.float64)
+    widths = []
+
+    class Counted(TorchLinearOperator):
+        def _apply(self, x):
+            widths.append(x.shape[1])
+            return A._product(x)
+
+        def _adjoint(self):
+            return self
+
+    counted = Counted(A.shape, A.torch_dtype, A.device)
+    X = cupy.asarray(rng.standard_normal((len(dense), 3)))
+    M = NystromPreconditioner(A, 0.01)
+    values, _ = solvers.lobpcg(counted, X, M=M, maxiter=100, tol=1e-6)
+    np.testing.assert_allclose(
+        values.get(), np.linalg.eigvalsh(dense)[::-1][:3], rtol=0, atol=1e-6
+    )
+    assert widths[0] == 3
+    assert sum(width == 3 for width in widths) > len(widths) / 2
+
+
+CUPYX_EXPRESSIONS = {
+    "C + A": lambda A, C: C + A,
+    "A + C": lambda A, C: A + C,
+    "C - A": lambda A, C: C - A,
+    "A - C": lambda A, C: A - C,
+    "C @ A": lambda A, C: C @ A,
+    "A @ C": lambda A, C: A @ C,
+    "A @ C + A": lambda A, C: A @ C + A,
+}
+
+
+@REAL
+@pytest.mark.parametrize("expression", CUPYX_EXPRESSIONS)
+@pytest.mark.parametrize("made", ["matrix", "functions"])
+def test_operators_of_cupyx_in_expressions(solvers, cupy, expression, made, dtype, rng):
+    A, dense = operator_and_dense("H", dtype)
+    host = rng.standard_normal(A.shape).astype(dtype)
+    matrix = cupy.asarray(host)
+    C = solvers.aslinearoperator(matrix)
+    if made == "functions":
+        C = solvers.LinearOperator(
+            A.shape, lambda x: matrix @ x, rmatvec=lambda x: matrix.T @ x, dtype=dtype
+        )
+    B = CUPYX_EXPRESSIONS[expression](A, C)
+    expected = CUPYX_EXPRESSIONS[expression](dense, host)
+    x = rng.standard_normal((A.shape[1], 3)).astype(dtype)
+    for given in (x[:, 0], x):
+        y = B @ cupy.asarray(np.ascontiguousarray(given))
+        check_result(cupy, y, given.shape, dtype)
+        np.testing.assert_allclose(
+            y.get(), expected @ given, rtol=0, atol=3e3 * np.finfo(dtype).eps
+        )
+    if expression.startswith("A"):  # ours: any kind of array, and an adjoint
+        assert isinstance(B, TorchLinearOperator)
+        np.testing.assert_allclose(
+            B.H @ x, expected.T @ x, rtol=0, atol=3e3 * np.finfo(dtype).eps
+        )
+
+
+def test_aslinearoperator_of_a_cupyx_operator(solvers, cupy, rng):
+    host = rng.standard_normal((5, 3))
+    C = solvers.aslinearoperator(cupy.asarray(host))
+    A = aslinearoperator(C)
+    assert isinstance(A, TorchLinearOperator)
+    assert A.shape == (5, 3)
+    np.testing.assert_allclose(A @ np.eye(3), host)
+    np.testing.assert_allclose(A.T @ np.eye(5), host.T)
+    kept = A @ cupy.asarray(np.ones(3))
+    kept[...] = 0
+    np.testing.assert_allclose((A @ cupy.asarray(np.ones(3))).get(), host.sum(axis=1))
+
+
+@REAL
+def test_our_inverses_take_cupy_vectors_and_preconditioners(solvers, cupy, dtype, rng):
+    A, dense = operator_and_dense("G", dtype)
+    damped = dense + 0.1 * np.eye(len(dense))
+    M = solvers.aslinearoperator(cupy.asarray(np.linalg.inv(damped).astype(dtype)))
+    rhs = rng.standard_normal((len(dense), 3)).astype(dtype)
+    inverse = CGInverseLinearOperator(A, damping=0.1, M=M, rtol=1e-5)
+    x = inverse @ cupy.asarray(rhs)
+    check_result(cupy, x, rhs.shape, dtype)
+    np.testing.assert_allclose(damped @ x.get(), rhs, rtol=0, atol=1e-3)
+    assert inverse.last_solve.iterations.max() <= 3
+
+
+def test_an_unconverged_cupyx_eigsh_is_found_out(solvers, cupy):
+    """It returns in silence what it has when its iterations are used up."""
+    A, _ = operator_and_dense("H", np.float64)
+    good = solvers.eigsh(A, k=3)
+    assert verify.eigenpairs(A, *good)
+    early = solvers.eigsh(A, k=3, ncv=6, maxiter=6, tol=1e-12)
+    report = verify.eigenpairs(A, *early, rtol=1e-8)
+    assert not report
+    assert "not converged" in str(report)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
 import torchlinop
 
 ROOT = Path(__file__).parent.parent
@@ -14,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "operators.rst").read_text()
     documented = set(re.findall(r"auto(?:class|function|exception):: (\w+)", reference))
+    documented |= set(re.findall(r"automodule:: torchlinop\.(\w+)", reference)) & {"verify"}
     assert documented == set(torchlinop.__all__)
 
 
@@ -33,11 +36,34 @@ def test_example_of_the_readme_runs():
         "import torch\nmodel = torch.nn.Linear(12, 2)\nloss_function = "
         "torch.nn.CrossEntropyLoss()\n"
         "data = [(torch.rand(40, 12), torch.randint(2, (40,)))]\n"
+        "from torchlinop import GGNLinearOperator, HessianLinearOperator\n"
+        "arguments = model, loss_function, list(model.parameters()), data\n"
+        "G, H = GGNLinearOperator(*arguments), HessianLinearOperator(*arguments)\n"
+        "gradient, per_sample_gradients = torch.ones(26), torch.eye(26)[:, :5]\n"
     )
     for block in blocks:
         scope: dict = {}
         exec(setup + block, scope)
-        if "eigenvalues" in scope:
+        if "natural_gradient" in scope:
+            x = scope["natural_gradient"]
+            y = scope["G"] @ x + 1e-2 * x
+            torch.testing.assert_close(y, scope["gradient"], rtol=0, atol=1e-3)
+            assert scope["values"].shape == (5,)
+        elif "eigenvalues" in scope:
             assert scope["eigenvalues"].shape == (10,)
         else:
             assert scope["info"] == 0
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "docs" / "gallery").glob("*.py")), ids=lambda p: p.stem
+)
+def test_gallery_runs(script, capsys):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    runpy.run_path(str(script))
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+    assert capsys.readouterr().out

@@ -19,7 +19,7 @@ LAYERS = [
     ["_operator", "_kept"],
     ["structured", "risk"],
     ["curvature", "solve"],
-    ["examples"],
+    ["examples", "verify"],
     ["__init__"],
     ["compat"],
 ]

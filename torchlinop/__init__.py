@@ -1,5 +1,6 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
+from torchlinop import verify
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff import UnsupportedDerivativeError
@@ -28,7 +29,11 @@ from torchlinop.solve import (
     multishift_cg,
     neumann_scale,
 )
-from torchlinop.structured import DiagonalLinearOperator, IdentityLinearOperator
+from torchlinop.structured import (
+    DiagonalLinearOperator,
+    IdentityLinearOperator,
+    SubmatrixLinearOperator,
+)
 
 __all__ = [
     "CGInverseLinearOperator",
@@ -53,11 +58,13 @@ __all__ = [
     "ParameterSpace",
     "Preconditioner",
     "SolveReport",
+    "SubmatrixLinearOperator",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "aslinearoperator",
     "multishift_cg",
     "neumann_scale",
+    "verify",
 ]
 
 __version__ = "0.1.0"

@@ -6,8 +6,10 @@ can see it; what cannot be viewed safely is copied once.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import array_api_compat
@@ -239,6 +241,7 @@ def _from_torch(x: Tensor, device: torch.device, dtype: torch.dtype) -> Imported
             f"Got a sparse tensor (layout {x.layout}) where a dense vector or matrix "
             "was expected. Pass x.to_dense()."
         )
+    _check_device(x, device, "tensor")
     origin = x.device
     result = torch.promote_types(dtype, x.dtype)
     target = dtype.to_complex() if x.dtype.is_complex else dtype
@@ -257,7 +260,6 @@ def _is_cupy(x: Array) -> bool:
 
 
 def _from_cupy(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
-    cupy: Any = sys.modules["cupy"]
     if x.dtype.kind not in "biufc":
         raise TypeError(f"Expected a CuPy array of numbers, got dtype {x.dtype}.")
     target, result = _foreign_dtypes(x, dtype)
@@ -266,10 +268,59 @@ def _from_cupy(x: Array, device: torch.device, dtype: torch.dtype) -> Imported:
     origin = tensor.device
 
     def export(y: Tensor) -> Array:
-        y = y.to(origin).resolve_conj().resolve_neg().contiguous()
-        return cupy.from_dlpack(y).astype(result, copy=False)
+        return to_cupy(y.to(origin)).astype(result, copy=False)
 
     return Imported(tensor.to(device, target), export)
+
+
+def to_cupy(y: Tensor) -> Array:
+    """View a tensor as a CuPy array, in the order of the current streams of both.
+
+    Memory is shared. CuPy's stream waits for torch's (DLPack sees to that); where they
+    differ, torch's allocator is told that CuPy's stream uses the memory, too.
+    """
+    cupy: Any = sys.modules["cupy"]
+    y = y.resolve_conj().resolve_neg().contiguous()
+    if not y.is_cuda:
+        return cupy.from_dlpack(y)
+    with _on_device_of(y):
+        array = cupy.from_dlpack(y)
+        stream = cupy.cuda.get_current_stream().ptr
+        if stream != torch.cuda.current_stream(y.device).cuda_stream:
+            y.record_stream(torch.cuda.ExternalStream(stream, device=y.device))
+    return array
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's GPU the current one, without which torch exports nothing."""
+    if tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def cupy_device() -> torch.device:
+    """Torch's name for the device on which CuPy makes arrays now."""
+    return _view_of_cupy(sys.modules["cupy"].empty(1)).device
+
+
+def cupyx_operator_type() -> type | None:
+    """``LinearOperator`` of cupyx, if somebody has imported it."""
+    module = sys.modules.get("cupyx.scipy.sparse.linalg")
+    return None if module is None else getattr(module, "LinearOperator", None)
+
+
+@functools.cache
+def with_base(cls: type, base: type) -> type:
+    """Return a class of the same name that also has another base."""
+    return type(cls.__name__, (cls, base), {"__module__": cls.__module__})
+
+
+def is_cupyx_matrix(x: Any) -> bool:
+    """Whether ``x`` is a linear operator or sparse matrix of cupyx."""
+    if not type(x).__module__.startswith("cupyx"):
+        base = cupyx_operator_type()
+        return base is not None and issubclass(type(x), base)
+    return hasattr(x, "shape") and (hasattr(x, "matvec") or hasattr(x, "nnz"))
 
 
 def _view_of_cupy(x: Array) -> Tensor:

@@ -7,6 +7,7 @@ else (array kinds, dtypes, shapes, the algebra) is here, once.
 
 from __future__ import annotations
 
+import importlib
 from abc import abstractmethod
 from typing import Any, NoReturn
 
@@ -51,6 +52,17 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         super().__init__(_interchange.numpy_dtype(dtype), shape)
         self.torch_dtype = dtype
         self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """The operator's class; where cupyx is in use, as a subclass of cupyx's as well.
+
+        For ``isinstance``, by which cupyx's solvers decide whether to make a wrapper,
+        which would multiply blocks column by column.
+        """
+        base = _interchange.cupyx_operator_type()
+        cls: type = type(self)
+        return cls if base is None else _interchange.with_base(cls, base)
 
     # ------------------------------------------------- what an operator implements
 
@@ -191,6 +203,8 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
             sparse.issparse(other)
         ):
             return ForeignLinearOperator(other, device=self.device)
+        if _interchange.is_cupyx_matrix(other):
+            return CupyxLinearOperator(other, device=self.device)
         return None
 
     def _summand(self, other: Any) -> TorchLinearOperator | None:
@@ -547,6 +561,37 @@ class ForeignLinearOperator(TorchLinearOperator):
         return ForeignLinearOperator(self._operator.H, device=self.device)
 
 
+class CupyxLinearOperator(TorchLinearOperator):
+    """An operator or sparse matrix of cupyx, multiplied on the GPU by its own code.
+
+    Parameters
+    ----------
+    operator
+        Anything that ``cupyx.scipy.sparse.linalg.aslinearoperator`` accepts.
+    device
+        Where vectors come from, by default where CuPy works now.
+    """
+
+    def __init__(self, operator: Any, *, device: torch.device | None = None) -> None:
+        cupyx = importlib.import_module("cupyx.scipy.sparse.linalg")
+        wrapped = cupyx.aslinearoperator(operator)
+        dtype = _interchange.torch_dtype(wrapped.dtype)
+        super().__init__(wrapped.shape, dtype, device or _interchange.cupy_device())
+        self._operator = wrapped
+
+    def _apply(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 1:
+            y = self._operator.matvec(_interchange.to_cupy(x.reshape(-1)))
+        else:
+            y = self._operator.matmat(_interchange.to_cupy(x))
+        # a copy, since the operator may keep what it returned
+        product = as_tensor(y, self.device).to(self.torch_dtype, copy=True)
+        return product.reshape(self.shape[0], x.shape[1])
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return CupyxLinearOperator(self._operator.H, device=self.device)
+
+
 def aslinearoperator(
     obj: Any, *, device: torch.device | str | None = None
 ) -> TorchLinearOperator:
@@ -555,8 +600,8 @@ def aslinearoperator(
     Parameters
     ----------
     obj
-        A torch tensor, a NumPy or CuPy array, a sparse matrix, a SciPy operator, or one
-        of our operators (returned as it is). Integers compute as float64.
+        A torch tensor, a NumPy or CuPy array, a sparse matrix, an operator of SciPy or
+        cupyx, or one of ours (returned as it is). Integers compute as float64.
     device
         Where to compute; by default where ``obj`` is.
 
@@ -579,6 +624,8 @@ def aslinearoperator(
     device = None if device is None else torch.device(device)
     if isinstance(obj, scipy.sparse.linalg.LinearOperator) or sparse.issparse(obj):
         return ForeignLinearOperator(obj, device=device or torch.device("cpu"))
+    if _interchange.is_cupyx_matrix(obj):
+        return CupyxLinearOperator(obj, device=device)
     if not hasattr(obj, "__array__") and not hasattr(obj, "__dlpack__"):
         if hasattr(obj, "shape") and hasattr(obj, "matvec"):
             return ForeignLinearOperator(obj, device=device or torch.device("cpu"))

@@ -26,6 +26,7 @@ from torchlinop import (
     MINRESInverseLinearOperator,
     NeumannInverseLinearOperator,
     NystromPreconditioner,
+    SubmatrixLinearOperator,
     TorchLinearOperator,
     aslinearoperator,
 )
@@ -225,6 +226,20 @@ def cube(dtype):
 def complex_transpose(dtype):
     operator, dense = CASES["complex_matrix"](dtype)
     return operator.T, dense.T
+
+
+@_case
+def submatrix(dtype):
+    operator, dense = CASES["jacobian"](dtype)
+    rows, columns = [3, 0, -1], range(2, 20, 3)
+    return SubmatrixLinearOperator(operator, rows, columns), dense[rows][:, columns]
+
+
+@_case
+def principal_submatrix(dtype):
+    operator, dense = CASES["hessian"](dtype)
+    indices = np.arange(4, 15)
+    return SubmatrixLinearOperator(operator, indices, indices), dense[4:15, 4:15]
 
 
 def _tight(dtype: torch.dtype) -> float:

@@ -2,5 +2,6 @@
 
 from torchlinop.structured.diagonal import DiagonalLinearOperator
 from torchlinop.structured.identity import IdentityLinearOperator
+from torchlinop.structured.submatrix import SubmatrixLinearOperator
 
-__all__ = ["DiagonalLinearOperator", "IdentityLinearOperator"]
+__all__ = ["DiagonalLinearOperator", "IdentityLinearOperator", "SubmatrixLinearOperator"]
