@@ -670,6 +670,14 @@ def test_shift_invert_of_a_hessian():
         np.testing.assert_allclose(np.sort(values), np.sort(nearest), rtol=1e-8, atol=1e-12)
 
 
+def test_smallest_eigenvalues():
+    A = positive(80, 1e3)
+    inverse = CGInverseLinearOperator(A, rtol=1e-12)
+    values = spla.eigsh(aslinearoperator(A), k=5, sigma=0, OPinv=inverse)[0]
+    expected = np.linalg.eigvalsh(A.numpy())[:5]
+    np.testing.assert_allclose(np.sort(values), expected, rtol=1e-9)
+
+
 def test_inverses_inside_scipys_solvers():
     A = positive(40, 1e3)
     b = vectors(40, None, torch.float64).numpy()
