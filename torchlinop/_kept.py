@@ -44,6 +44,7 @@ class KeptLinearizations(Generic[Map]):
         self._source = source
         self._linearize = linearize
         self.block_state = BlockState()
+        self._stream: torch.cuda.Stream | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -74,6 +75,7 @@ class KeptLinearizations(Generic[Map]):
     def visit(self, use: Callable[[Map], None]) -> None:
         """Call ``use`` with every map in turn; stale ones are rebuilt first."""
         with EXCLUSIVE:
+            self._follow_stream()
             for watch in self._watches:
                 if watch.changed():
                     self.refresh()
@@ -86,6 +88,15 @@ class KeptLinearizations(Generic[Map]):
             kept = list(self._kept.values())
         for linear_map in kept:
             use(linear_map)
+
+    def _follow_stream(self) -> None:
+        """Let a CUDA stream wait for the one on which the maps were last used or made."""
+        device = self._source.space.device
+        if device.type == "cuda":
+            stream = torch.cuda.current_stream(device)
+            if self._stream is not None and stream != self._stream:
+                stream.wait_stream(self._stream)
+            self._stream = stream
 
     def _building_pass(self) -> Generator[Map]:
         if self._source.batches.shuffles:  # parts of two orders do not add up

@@ -1,0 +1,1 @@
+"""What only a GPU with CuPy can show: real streams, real copies, CuPy's own kernels."""
