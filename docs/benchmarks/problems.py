@@ -57,6 +57,23 @@ def resnet20() -> Problem:
     return model.eval(), torch.rand(32, 3, 32, 32), torch.randint(10, (32,))
 
 
+def resnet18() -> Problem:
+    """ResNet-18 for 32 x 32 images in evaluation mode, 128 samples: 11,173,962
+    parameters.
+    ."""
+    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    blocks, width = [], 64
+    for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
+        for i in range(2):
+            blocks.append(_ResidualBlock(width, channels, stride if i == 0 else 1))
+            width = channels
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
+    model = nn.Sequential(*stem, *blocks, *head)
+    with torch.no_grad():
+        model(torch.rand(16, 3, 32, 32))  # running statistics other than the initial ones
+    return model.eval(), torch.rand(128, 3, 32, 32), torch.randint(10, (128,))
+
+
 class _Attention(nn.Module):
     """Causal self-attention, written out: the peer cannot differentiate the fused one."""
 
@@ -91,12 +108,14 @@ class _TransformerBlock(nn.Module):
 
 
 class _GPT(nn.Module):
-    def __init__(self, vocabulary: int, length: int, width: int, depth: int) -> None:
+    def __init__(
+        self, vocabulary: int, length: int, width: int, depth: int, heads: int = 4
+    ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width)
         self.position = nn.Embedding(length, width)
         self.blocks = nn.Sequential(
-            *(_TransformerBlock(width, 4, length) for _ in range(depth))
+            *(_TransformerBlock(width, heads, length) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
@@ -111,6 +130,12 @@ def gpt() -> Problem:
     """4-layer, 128-wide GPT on 8 x 64 tokens, 65 letters: 818,176 parameters."""
     model = _GPT(vocabulary=65, length=64, width=128, depth=4).eval()
     return model, torch.randint(65, (8, 64)), torch.randint(65, (8 * 64,))
+
+
+def gpt2() -> Problem:
+    """GPT-2's size (12 layers, 768 wide) on 4 x 256 tokens: 162,447,360 parameters."""
+    model = _GPT(vocabulary=50257, length=256, width=768, depth=12, heads=12).eval()
+    return model, torch.randint(50257, (4, 256)), torch.randint(50257, (4 * 256,))
 
 
 PROBLEMS = {"tiny MLP": tiny_mlp, "MLP": mlp, "ResNet-20": resnet20, "GPT": gpt}
