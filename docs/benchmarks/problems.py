@@ -58,9 +58,7 @@ def resnet20() -> Problem:
 
 
 def resnet18() -> Problem:
-    """ResNet-18 for 32 x 32 images in evaluation mode, 128 samples: 11,173,962
-    parameters.
-    ."""
+    """ResNet-18 for 32 x 32 images in evaluation mode, 128 samples, 11 million entries."""
     stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     blocks, width = [], 64
     for channels, stride in ((64, 1), (128, 2), (256, 2), (512, 2)):
