@@ -97,6 +97,7 @@ def eigenpairs(
     *,
     M: Any = None,
     rtol: float = 1e-5,
+    norm: float | None = None,
 ) -> Verification:
     r"""Residuals :math:`\|A v - \lambda v\|` of eigenpairs.
 
@@ -115,8 +116,11 @@ def eigenpairs(
     M
         The second matrix of :math:`A v = \lambda M v`.
     rtol
-        The residual that is accepted, relative to the largest size of an eigenvalue in the
-        list (times :math:`\|M v\|`).
+        The residual that is accepted, relative to ``norm`` (times :math:`\|M v\|`).
+    norm
+        The size of the matrix; by default the largest size of an eigenvalue in the list.
+        Give it for eigenvalues that are all small, which can only be right to within
+        rounding errors of the matrix.
 
     Returns
     -------
@@ -153,8 +157,9 @@ def eigenpairs(
     V = V / torch.where(lengths > 0, lengths, 1)
     second = V if M is None else _product(aslinearoperator(M), V)
     residuals = _norms(_product(A, V) - second * values)
-    sizes = values.abs().max().item() if len(values) else 1.0
-    scale = sizes * _norms(second)
+    if norm is None:
+        norm = values.abs().max().item() if len(values) else 1.0
+    scale = norm * _norms(second)
     missing = (lengths == 0).cpu().numpy()  # a vector of zeros solves nothing
     relative = np.where(missing, np.inf, _ratio(residuals, scale))
     gram = V.mH @ second
@@ -202,7 +207,10 @@ def singular_triplets(
     """
     A = aslinearoperator(A)
     left = _wide(_columns("U", U, A.shape[0], A))
-    right = _wide(as_tensor(Vh, A.device).mH)
+    right = as_tensor(Vh, A.device)
+    if right.ndim != 2:
+        raise ValueError(f"Vh has to have shape (K, N), got {tuple(right.shape)}.")
+    right = _wide(right.mH)
     right = _columns("Vh^H", right, A.shape[1], A)
     values = _wide(as_tensor(s, A.device))
     if not left.shape[1] == right.shape[1] == len(values):

@@ -486,7 +486,9 @@ def test_lsmr_is_the_pseudo_inverse(shape, rank, damp, dtype):
     )
     report = inverse.last_solve
     assert report.converged.all()
-    true = torch.linalg.vector_norm(B - A @ (dense @ B), dim=0).numpy()
+    X = dense @ B
+    lengths = [torch.linalg.vector_norm(Y, dim=0) for Y in (B - A @ X, damp * X)]
+    true = torch.hypot(*lengths).numpy()
     np.testing.assert_allclose(report.residual_norms, true, atol=1e-7)
     assert "or A^H r" in str(report)
 
@@ -514,7 +516,12 @@ def test_lsmr_options_and_failures():
     cold = LSMRInverseLinearOperator(A, atol=1e-9, btol=1e-9, maxiter=3)
     with pytest.warns(ConvergenceWarning, match="LSMR did not converge for 2 of 2"):
         cold @ B
-    assert set(seen) <= {(20, 2)}
+    assert warm.last_solve.iterations.max() <= 1
+    tepid = LSMRInverseLinearOperator(
+        A, x0=exact + 1e-3, atol=1e-9, btol=1e-9, callback=lambda x: seen.append(x.shape)
+    )
+    torch.testing.assert_close(tepid @ B, exact)
+    assert set(seen) == {(20, 2)}
     conlim = LSMRInverseLinearOperator(
         torch.diag(torch.logspace(0, 9, 12)).double(), conlim=1e3
     )
@@ -730,3 +737,137 @@ def test_long_columns():
             torch.testing.assert_close(
                 x * (d if b.ndim == 1 else d[:, None]), b, rtol=0, atol=1e-3
             )
+
+
+# ------------------------------------------- what a second reader and a fuzzer have found
+
+
+@pytest.mark.parametrize("solver", KRYLOV)
+@pytest.mark.parametrize("case", ["preconditioned", "started", "alternating"])
+def test_no_column_is_called_converged_that_is_not(solver, case):
+    """In float32, where the recurrences go on to shrink."""
+    for seed in range(5):
+        b = vectors(60, None, torch.float32, seed)
+        options = {"rtol": 1e-5, "on_failure": "ignore"}
+        if case == "preconditioned":
+            A = 1e3 * positive(60, 1e6, torch.float32)
+            options |= {"M": NystromPreconditioner(A, 0.1), "damping": 0.1}
+        elif case == "started":
+            A = positive(60, 10.0, torch.float32)
+            b, options["x0"] = 1e-6 * b, vectors(60, None, torch.float32, seed + 9)
+        else:
+            A = (positive if solver == "CG" else indefinite)(60, 1e4, torch.float32)
+        inverse = KRYLOV[solver](A, maxiter=500, **options)
+        x = inverse @ b
+        damped = A.double() + options.get("damping", 0.0) * torch.eye(60).double()
+        true = residuals(damped, x, b).item()
+        report = inverse.last_solve
+        # b - A x in float32 has rounding errors of its own
+        slack = 2 * eps(A.dtype) * torch.linalg.norm(damped, 2).item() * x.norm().item()
+        assert report.residual_norms[0] == pytest.approx(true, rel=0.01, abs=slack)
+        assert true <= report.tolerances[0] + slack or not report.converged[0]
+
+
+def test_a_right_hand_side_in_the_null_space_is_no_negative_curvature():
+    for seed in range(5):
+        A = with_spectrum(
+            torch.cat([torch.zeros(20), torch.logspace(-3, 0, 20)]), torch.float64, seed
+        )
+        null = torch.linalg.eigh(A)[1][:, :3]
+        for b in (null, null[:, 0]):
+            CGInverseLinearOperator(A, on_failure="ignore") @ b
+            multishift_cg(A, b, [0.0, 1e-20], on_failure="ignore")
+
+
+def test_a_singular_preconditioner_ends_minres():
+    M = torch.diag(torch.tensor([0.0, 1.0]))
+    inverse = MINRESInverseLinearOperator(torch.eye(2), M=M)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        inverse @ torch.tensor([1.0, 0.0])
+
+
+@pytest.mark.parametrize("solver", KRYLOV)
+def test_norms_beyond_the_range_of_float32(solver):
+    b = torch.full((100,), 1e38)
+    torch.testing.assert_close(KRYLOV[solver](torch.eye(100)) @ b, b)
+    with pytest.raises(np.linalg.LinAlgError, match="NaN or infinity"):
+        KRYLOV[solver](1e-20 * torch.eye(3)) @ torch.full((3,), 1e25)
+    for size in (1e-30, 1e20):
+        A = size * positive(20, 5.0, torch.float32)
+        c = vectors(20, 2, torch.float32)
+        inverse = KRYLOV[solver](A, rtol=1e-4)
+        assert (residuals(A, inverse @ c, c) < 1e-3).all()
+    X, _ = multishift_cg(torch.eye(5), 1e-30 * torch.ones(5), [0.0, 1.0])
+    torch.testing.assert_close(X[1], 0.5e-30 * torch.ones(5))
+
+
+def test_zero_columns_with_a_start_are_zero():
+    A = positive(10, 5.0)
+    B = vectors(10, 2, torch.float64)
+    B[:, 0] = 0
+    X = CGInverseLinearOperator(A, x0=torch.ones(10)) @ B
+    assert not X[:, 0].any()
+
+
+def test_a_tolerance_of_zero_ends():
+    for columns in (None, 3):
+        b = vectors(20, columns, torch.float32)
+        for kind in KRYLOV.values():
+            inverse = kind(positive(20, 10.0, torch.float32), rtol=0, on_failure="ignore")
+            x = inverse @ b
+            assert (residuals(positive(20, 10.0, torch.float32), x, b) < 1e-5).all()
+
+
+def test_a_change_of_small_entries_is_noticed():
+    for kind in (CholeskyInverseLinearOperator, EighInverseLinearOperator):
+        M = torch.diag(torch.tensor([1e4, 1.0]))
+        inverse = kind(M)
+        inverse @ torch.ones(2)
+        M[1, 1] = 2.0
+        torch.testing.assert_close(inverse @ torch.ones(2), torch.tensor([1e-4, 0.5]))
+
+
+def test_errors_can_be_pickled():
+    A = indefinite(10, 5.0)
+    b = vectors(10, None, torch.float64)
+    with pytest.raises(NegativeCurvatureError) as negative:
+        CGInverseLinearOperator(A) @ b
+    with pytest.raises(ConvergenceError) as slow:
+        MINRESInverseLinearOperator(A, maxiter=1, rtol=1e-9, on_failure="raise") @ b
+    again = pickle.loads(pickle.dumps(negative.value))
+    assert again.curvature == negative.value.curvature
+    again = pickle.loads(pickle.dumps(slow.value))
+    assert str(again) == str(slow.value)
+    assert again.report.iterations[0] == 1
+
+
+def test_with_a_damping_below_that_of_the_preconditioner():
+    A = positive(20, 10.0)
+    inverse = MINRESInverseLinearOperator(A, M=JacobiPreconditioner(A, damping=0.1))
+    shifted = inverse.with_damping(-0.45)
+    assert shifted.M is inverse.M
+    b = vectors(20, None, torch.float64)
+    torch.testing.assert_close(A @ (x := shifted @ b) - 0.45 * x, b, rtol=0, atol=1e-3)
+
+
+def test_conlim_of_zero_is_no_limit():
+    A = 1e-9 * torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))
+    for conlim in (0, 10):
+        x = LSMRInverseLinearOperator(A, conlim=conlim, maxiter=50) @ torch.ones(3)
+        torch.testing.assert_close(
+            A @ x, torch.ones(3), rtol=0, atol=1e-5, check_dtype=False
+        )
+
+
+def test_lsmr_calls_nothing_converged_that_is_not():
+    b = vectors(30, None, torch.float32)
+    A = positive(30, 1e6, torch.float32)
+    inverse = LSMRInverseLinearOperator(A, maxiter=1000, conlim=0, on_failure="ignore")
+    x = inverse @ b
+    report = inverse.last_solve
+    r = b.double() - A.double() @ x.double()
+    assert report.residual_norms[0] == pytest.approx(r.norm().item(), rel=1e-2)
+    assert not report.converged[0] or (
+        report.residual_norms[0] <= 2 * report.tolerances[0]
+        or report.normal_residual_norms[0] <= 2 * report.normal_tolerances[0]
+    )

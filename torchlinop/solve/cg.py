@@ -20,6 +20,9 @@ from torchlinop.solve.inverse import (
 )
 from torchlinop.solve.report import NegativeCurvatureError
 
+#: rounding errors of p^H A p for unit vectors p, in units of eps |A|
+_NOISE = 30
+
 
 class CGInverseLinearOperator(KrylovInverse):
     r"""Inverse of a symmetric positive definite matrix by conjugate gradients.
@@ -49,7 +52,8 @@ class CGInverseLinearOperator(KrylovInverse):
         Where every solve starts, shape ``(N,)`` or ``(N, K)``; by default at zero.
     callback
         Called after each iteration with the current iterate, a torch tensor of shape
-        ``(N,)``, or ``(N, K)`` for several right-hand sides.
+        ``(N,)``, or ``(N, K)`` for several right-hand sides (of which 128 at most are
+        solved for together).
     on_failure
         What happens if a column does not converge: ``"warn"`` (a
         :class:`~torchlinop.ConvergenceWarning`), ``"raise"`` (a
@@ -67,9 +71,10 @@ class CGInverseLinearOperator(KrylovInverse):
 
     Notes
     -----
-    Residual norms are those of the recurrences; where rounding errors may have parted
-    them from the true residuals, these are computed, and the iteration starts anew from
-    them if need be.
+    The residual norms of the report are true ones: they are computed at the end, and the
+    iteration starts anew from them if need be. Only without ``M`` and ``x0``, where the
+    norm of the solution shows that the recurrences cannot be far off, this product is
+    saved.
 
     References
     ----------
@@ -128,8 +133,7 @@ def conjugate_gradients(
         curvature = _dot(p, q)
         if not curvature > 0:
             require_finite_iteration(np.array([curvature]), "CG", k + 1)
-            noise = 30 * system.eps * max(norm, _norm(q) / _norm(p))
-            refuse_indefinite(p, curvature, noise)
+            refuse_indefinite(p, curvature, system)
             reason = "singular"
             break
         if k < 4 or k % 8 == 0:
@@ -150,6 +154,8 @@ def conjugate_gradients(
         previous = rz
         rz = _dot(r, z) if system.preconditioned else rr
         torch.add(z, p, alpha=rz / previous, out=p)
+    if system.preconditioned:  # which has taken the large eigenvalues out of sight
+        norm = np.inf
     return Correction(x, np.array([k]), np.array([residual_norm]), norm, reason)
 
 
@@ -175,14 +181,14 @@ def block_conjugate_gradients(
     norm, reason, k = 0.0, "", 0
     P = _orthonormalized(_preconditioned(system, R).clone(), system.eps)
     spare: Tensor | None = None
-    while len(active) and k < maxiter:
+    while len(active) and len(P) and k < maxiter:
         Q = system.product(P.T).T
         k += 1
         curvature = (P.conj() @ Q.T).to(_double(P.dtype))
-        largest = curvature.diagonal().real.max().item() if len(P) else 0.0
+        largest = curvature.diagonal().real.max().item()
         require_finite_iteration(np.array([largest]), "CG", k)
         norm = max(norm, largest)
-        solve = _inverse_of(curvature, P, 30 * system.eps * norm)
+        solve = _inverse_of(curvature, P, norm, system)
         if solve is None:
             reason = "singular"
             break
@@ -212,6 +218,8 @@ def block_conjugate_gradients(
         P = _orthonormalized(conjugate, system.eps, out=reuse)
         spare = conjugate if P is reuse else None
     add_columns(X.T, active, D.T)
+    if system.preconditioned:
+        norm = np.inf
     return Correction(X.T, iterations, norms, norm, reason)
 
 
@@ -268,16 +276,18 @@ def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Ten
 
 
 def _inverse_of(
-    curvature: Tensor, P: Tensor, noise: float
+    curvature: Tensor, P: Tensor, norm: float, system: System
 ) -> Callable[[Tensor], Tensor] | None:
     """Return the product with the inverse of ``P^H A P``, or None if it is all noise."""
     curvature = (curvature + curvature.mH) / 2
+    noise = _NOISE * system.eps * norm
     L, info = torch.linalg.cholesky_ex(curvature)
     if not info.item() and L.diagonal().real.min().item() ** 2 > noise:
         return lambda C: torch.cholesky_solve(C.to(L.dtype), L).to(C.dtype)
     values, vectors = torch.linalg.eigh(curvature)
-    direction = P.T @ vectors[:, 0].to(P.dtype)
-    refuse_indefinite(direction, values[0].item(), noise)
+    if values[0].item() < 0:
+        direction = P.T @ vectors[:, 0].to(P.dtype)
+        noise = max(noise, refuse_indefinite(direction, values[0].item(), system))
     kept = values > noise
     if not kept.any():
         return None
@@ -285,10 +295,14 @@ def _inverse_of(
     return lambda C: ((vectors / values) @ (vectors.mH @ C.to(vectors.dtype))).to(C.dtype)
 
 
-def refuse_indefinite(p: Tensor, curvature: float, noise: float) -> None:
-    """Raise if the curvature along ``p`` is negative beyond rounding."""
+def refuse_indefinite(p: Tensor, curvature: float, system: System) -> float:
+    """Raise if the curvature along ``p`` is negative beyond rounding.
+
+    Returns what rounding can make of a curvature.
+    """
     length = torch.linalg.vector_norm(p).item()
     curvature /= length**2
+    noise = _NOISE * system.eps * system.norm()
     if curvature < -noise:
         raise NegativeCurvatureError(
             f"The matrix is not positive definite: along one direction p of length 1, "
@@ -298,6 +312,7 @@ def refuse_indefinite(p: Tensor, curvature: float, noise: float) -> None:
             (p / length).reshape(-1),
             curvature,
         )
+    return noise
 
 
 def _require_positive(rz: float) -> None:

@@ -24,7 +24,7 @@ _MAX_BLOCK = 128
 #: columns from this length on are reduced one by one on a CPU
 _LONG = 1 << 15
 #: squares of norms in this range are far from underflow and overflow in float32
-_SAFE = (1e-10, 1e10)
+_SAFE = (1e-4, 1e4)
 
 
 class SolveOptions(TypedDict, total=False):
@@ -67,6 +67,20 @@ class System:
         """Whether there is a preconditioner."""
         return self._M is not None
 
+    def norm(self) -> float:
+        """Estimate the norm of the matrix by a few steps of the power method."""
+        generator = torch.Generator().manual_seed(0)
+        n, dtype = self._A.shape[0], self._A.torch_dtype
+        v = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        v = v.to(self._A.device, dtype)
+        size = float(column_norms(v)[0])
+        for _ in range(5):
+            v = self.product(v / size)
+            size = float(column_norms(v)[0])
+            if not 0 < size < np.inf:
+                break
+        return size
+
     def precondition(self, X: Tensor) -> Tensor:
         """``M X``, or ``X`` itself where there is no preconditioner."""
         return X if self._M is None else self._M._product(X).to(X.dtype)
@@ -81,7 +95,7 @@ class Correction(NamedTuple):
     iterations: np.ndarray
     #: (K,), as the iteration's own recurrences have them
     residual_norms: np.ndarray
-    #: an estimate, from below, of the norm of the matrix
+    #: an estimate, from below, of the norm of the matrix; infinite where there is none
     norm: float
     #: why it stopped early, or empty
     reason: str = ""
@@ -150,13 +164,12 @@ class KrylovInverse(TorchLinearOperator):
         """Return the inverse of ``A + damping I`` for another ``damping``.
 
         Nothing is computed: ``A`` with all that it keeps is shared. A
-        :class:`~torchlinop.Preconditioner` is moved by the same amount.
+        :class:`~torchlinop.Preconditioner` is moved by the same amount, as long as its
+        damping stays positive.
         """
         inverse = copy.copy(self)
         inverse.damping = finite("damping", damping)
-        if isinstance(self.M, Preconditioner):
-            change = inverse.damping - self.damping
-            inverse.M = self.M.with_damping(self.M.damping + change)
+        inverse.M = moved(self.M, inverse.damping - self.damping)
         inverse.last_solve = None
         return inverse
 
@@ -205,18 +218,16 @@ class KrylovInverse(TorchLinearOperator):
             X, R, norms = torch.zeros_like(B), B, b_norms
         else:
             X = X0.clone()
+            X[:, torch.as_tensor(b_norms == 0, device=X.device)] = 0
             R = B - system.product(X)
             norms = column_norms(R)
             require_finite_columns(norms, "The residual of x0")
         goal, reason = tolerances, ""
-        while True:
+        while not reason and (norms > tolerances).any():
             left = np.flatnonzero(norms > tolerances)
-            if not len(left):
-                reason = ""
-                break
             budget = self.maxiter - int(iterations[left].max())
-            if reason or budget <= 0:
-                reason = reason or "maxiter"
+            if budget <= 0:
+                reason = "maxiter"
                 break
             found = self._iterate_scaled(
                 system, take(R, left), goal[left], budget, self._watching(X, left)
@@ -224,15 +235,23 @@ class KrylovInverse(TorchLinearOperator):
             add_columns(X, left, found.solution)
             iterations[left] += found.iterations
             before, norms = norms, norms.copy()
-            norms[left] = found.residual_norms
-            reason = found.reason
-            if not self._rounding_matters(system, found, X, left, norms, tolerances):
+            norms[left], reason = found.residual_norms, found.reason
+            lengths = column_norms(X)
+            require_finite_iteration(lengths, self.solver, int(iterations.max()))
+            # recurrences and true residuals drift apart by about eps |A| |x| (Greenbaum,
+            # SIAM J. Matrix Anal. Appl. 18, 1997, doi.org/10.1137/S0895479895284944)
+            drift = np.inf if X0 is not None else system.eps * found.norm * lengths[left]
+            if (drift <= 0.5 * np.maximum(norms, tolerances)[left]).all() and (
+                (norms <= tolerances).all() or iterations.max() >= self.maxiter
+            ):
                 continue
             R, goal = B - system.product(X), tolerances / 2
             norms = column_norms(R)
-            stuck = (norms > tolerances) & (norms > 0.5 * before)
-            if not reason and stuck.any():
+            require_finite_iteration(norms, self.solver, int(iterations.max()))
+            if ((norms > tolerances) & (norms > 0.5 * before)).any() and not reason:
                 reason = "maxiter" if iterations.max() >= self.maxiter else "rounding"
+        if (norms <= tolerances).all():
+            reason = ""
         return _Solved(X, iterations, norms, tolerances, reason)
 
     def _iterate_scaled(
@@ -243,41 +262,23 @@ class KrylovInverse(TorchLinearOperator):
         maxiter: int,
         callback: Callback | None,
     ) -> Correction:
-        """Iterate on columns of length 1 where squares might under- or overflow."""
+        """Iterate on columns of moderate size where squares might under- or overflow."""
         norms = column_norms(B)
         if ((norms > _SAFE[0]) & (norms < _SAFE[1])).all():
             return self._iterate(system, B, tolerances, maxiter, callback)
-        lengths = torch.as_tensor(norms).to(B.device, B.dtype)
+        largest = B.abs().amax(dim=0)
+        sizes = largest.double().cpu().numpy()
 
         def show(X: Tensor) -> None:
             if callback is not None:
-                callback(X * lengths)
+                callback(X * largest)
 
         found = self._iterate(
-            system, B / lengths, tolerances / norms, maxiter, show if callback else None
+            system, B / largest, tolerances / sizes, maxiter, show if callback else None
         )
         return found._replace(
-            solution=found.solution * lengths, residual_norms=found.residual_norms * norms
+            solution=found.solution * largest, residual_norms=found.residual_norms * sizes
         )
-
-    def _rounding_matters(
-        self,
-        system: System,
-        found: Correction,
-        X: Tensor,
-        left: np.ndarray,
-        norms: np.ndarray,
-        tolerances: np.ndarray,
-    ) -> bool:
-        """Whether the residuals of the recurrences may differ from the true ones.
-
-        They drift apart by about eps ``|A| |x|`` (Greenbaum, SIAM J. Matrix Anal. Appl. 18,
-        1997, https://doi.org/10.1137/S0895479895284944); on networks, by 0.001 to 1 times
-        that.
-        """
-        scale = system.eps * found.norm
-        reached = np.maximum(norms, tolerances)[left]
-        return bool((scale * column_norms(X)[left] > 0.5 * reached).any())
 
     def _watching(self, X: Tensor, left: np.ndarray) -> Callback | None:
         callback = self._callback
@@ -375,6 +376,13 @@ def require_finite_iteration(norms: np.ndarray, solver: str, iteration: int) -> 
             "matrix or the preconditioner is not finite. For a curvature matrix look for "
             "NaN in parameters and data with check_finite=True."
         )
+
+
+def moved(M: Any, change: float) -> Any:
+    """Return a preconditioner for a changed damping, or the same if it has none to give."""
+    if isinstance(M, Preconditioner) and M.damping + change > 0:
+        return M.with_damping(M.damping + change)
+    return M
 
 
 # ------------------------------------------------------------------------------ checks

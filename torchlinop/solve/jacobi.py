@@ -52,7 +52,7 @@ class JacobiPreconditioner(Preconditioner):
     def __init__(self, A: Any, *, damping: float = 0.0) -> None:
         A = square_operator(A, "JacobiPreconditioner")
         n = A.shape[0]
-        parts = []
+        parts = [torch.zeros(0, dtype=A.torch_dtype, device=A.device)]
         for start in range(0, n, _BLOCK):
             stop = min(start + _BLOCK, n)
             unit = torch.zeros(n, stop - start, dtype=A.torch_dtype, device=A.device)

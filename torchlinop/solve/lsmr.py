@@ -47,7 +47,8 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         :math:`\|A\| \|x\|`, or :math:`\|A^H r\| \le` ``atol`` :math:`\|A\| \|r\|`, with
         :math:`r` the residual of the damped problem.
     conlim
-        A column stops when the estimate of the condition number exceeds this.
+        A column stops when the estimate of the condition number exceeds this; 0 is no
+        limit.
     maxiter
         Most iterations, by default ``4 min(M, N)``.
     x0
@@ -102,7 +103,8 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         self.damp = at_least_zero("damp", damp)
         self.atol = at_least_zero("atol", atol)
         self.btol = at_least_zero("btol", btol)
-        self.conlim = at_least_zero("conlim", conlim) if conlim < np.inf else np.inf
+        # 0 is no limit, as in SciPy
+        self.conlim = at_least_zero("conlim", conlim) if 0 < conlim < np.inf else np.inf
         self.maxiter = 4 * min(m, n) if maxiter is None else count("maxiter", maxiter)
         self._x0 = None if x0 is None else starting_vectors(x0, A)
         self._callback = callback
@@ -118,9 +120,9 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
 
     def _apply(self, x: Tensor) -> Tensor:
         A, adjoint = self.A, self._adjoint_A
-        X0, R = self._start(x)
-        b_norms = column_norms(R)
+        b_norms = column_norms(x)
         require_finite_columns(b_norms, "The right-hand side")
+        X0, R = self._start(x)
         stops = _Stops(self.damp, self.atol, self.btol, self.conlim, self.maxiter)
 
         def show(D: Tensor) -> None:
@@ -128,24 +130,36 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
             if self._callback is not None:
                 self._callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
 
-        found = lsmr(A, adjoint, R, stops, show if self._callback else None)
-        if X0 is None:
-            R = R - A._product(found.solution)
-        else:
+        callback = show if self._callback else None
+        found = lsmr(A, adjoint, R, stops, b_norms=b_norms, X0=X0, callback=callback)
+        offset = found.solution if X0 is None else found.solution.clone()
+        if X0 is not None:
             found.solution.add_(X0)
-            R = x - A._product(found.solution)
-        offset = found.solution if X0 is None else found.solution - X0
-        normal = adjoint._product(R).sub_(offset, alpha=self.damp**2)
+        R = x - A._product(found.solution)
+        normal = column_norms(adjoint._product(R).sub_(offset, alpha=self.damp**2))
+        residual = np.hypot(column_norms(R), self.damp * column_norms(offset))
+        # what rounding leaves of A^H r, whatever is asked for
+        eps = torch.finfo(x.dtype).eps
+        floor = (
+            4 * eps * found.norms * (b_norms + found.norms * column_norms(found.solution))
+        )
+        normal_tolerances = np.maximum(self.atol * found.norms * residual, floor)
+        # the recurrences stopped it; true residuals have to agree but for a little drift
+        right = (residual <= 2 * found.tolerances) | (normal <= 2 * normal_tolerances)
+        converged = found.converged & right
+        reason = found.reason
+        if (found.converged & ~right).any() and not reason:
+            reason = "rounding"
         report = SolveReport(
             solver=self.solver,
             iterations=found.iterations,
-            residual_norms=column_norms(R),
+            residual_norms=residual,
             tolerances=found.tolerances,
-            converged=found.converged,
+            converged=converged,
             num_matvecs=found.num_matvecs + 2 * R.shape[1],
-            reason=found.reason,
-            normal_residual_norms=column_norms(normal),
-            normal_tolerances=found.normal_tolerances,
+            reason=reason,
+            normal_residual_norms=normal,
+            normal_tolerances=normal_tolerances,
         )
         self.last_solve = report
         judge(report, found.solution, self.on_failure)
@@ -187,7 +201,8 @@ class _Found(NamedTuple):
     solution: Tensor
     iterations: np.ndarray
     tolerances: np.ndarray
-    normal_tolerances: np.ndarray
+    #: (K,), estimates of the norm of the matrix
+    norms: np.ndarray
     converged: np.ndarray
     num_matvecs: int
     reason: str
@@ -198,22 +213,24 @@ def lsmr(
     adjoint: TorchLinearOperator,
     B: Tensor,
     stops: _Stops,
+    *,
+    b_norms: np.ndarray,
+    X0: Tensor | None = None,
     callback: Callback | None = None,
 ) -> _Found:
-    """Solve for all columns at once, from zero.
+    """Solve for all columns at once, for a correction of ``X0``.
 
     Vectors are blocks with a column for each right-hand side, scalars arrays ``(K,)``.
     The names are those of the paper's section 2.8 and 3.
     """
     damp, atol, btol, conlim, maxiter = stops
     X = B.new_zeros(A.shape[1], B.shape[1])
-    b_norm = column_norms(B)
-    size = len(b_norm)
+    size = len(b_norms)
     iterations, matvecs, reason = np.zeros(size, dtype=int), 0, ""
-    tolerances, normal_tolerances = btol * b_norm, np.zeros(size)
+    tolerances, matrix_norms = btol * b_norms, np.zeros(size)
     converged = np.zeros(size, dtype=bool)
     active = np.arange(size)
-    beta = b_norm.copy()
+    beta = column_norms(B)
     u = B * row(_reciprocal(beta), B)
     v = adjoint._product(u)
     matvecs += size
@@ -222,13 +239,14 @@ def lsmr(
     x, h, hbar = torch.zeros_like(v), v.clone(), torch.zeros_like(v)
     one, zero = np.ones(size), np.zeros(size)
     s = {
-        "alpha": alpha, "alphabar": alpha, "zetabar": alpha * beta, "b_norm": b_norm,
+        "alpha": alpha, "alphabar": alpha, "zetabar": alpha * beta, "b_norm": b_norms,
         "rho": one, "rhobar": one, "cbar": one, "sbar": zero,
         "betadd": beta, "betad": zero, "rhodold": one, "tautildeold": zero,
         "thetatilde": zero, "zeta": zero, "d": zero,
         "normA2": alpha**2, "maxrbar": zero, "minrbar": np.full(size, np.inf),
     }  # fmt: skip
-    converged[s["zetabar"] == 0] = True  # b = 0, or orthogonal to the range
+    # b = 0, or orthogonal to the range; or a start that is good enough
+    converged[(s["zetabar"] == 0) | (beta <= tolerances)] = True
     finished = converged.copy()
     k = 0
     while k < maxiter:
@@ -276,7 +294,7 @@ def lsmr(
         r_norm = np.sqrt(d + (betad - taud) ** 2 + betadd**2)
 
         normA = np.sqrt(s["normA2"] + beta**2)
-        maxrbar = np.maximum(s["maxrbar"], s["rhobar"])
+        maxrbar = np.maximum(s["maxrbar"], s["rhobar"]) if k > 1 else s["maxrbar"]
         minrbar = np.minimum(s["minrbar"], s["rhobar"]) if k > 1 else s["minrbar"]
         condition = np.maximum(maxrbar, rhotemp) * _reciprocal(np.minimum(minrbar, rhotemp))
         s = {
@@ -288,13 +306,14 @@ def lsmr(
         }  # fmt: skip
         iterations[active] = k
         if callback is not None:
-            iterate = X.clone()
-            add_columns(iterate, active, x)
-            callback(iterate)
-        goal = btol * s["b_norm"] + atol * normA * column_norms(x)
+            shown = X.clone()
+            add_columns(shown, active, x)
+            callback(shown)
+        iterate = x if X0 is None else x + take(X0, active)
+        goal = btol * s["b_norm"] + atol * normA * column_norms(iterate)
         eps = torch.finfo(x.dtype).eps
         normal_goal = max(atol, eps) * normA * r_norm
-        tolerances[active], normal_tolerances[active] = goal, normal_goal
+        tolerances[active], matrix_norms[active] = goal, normA
         converged[active] = (
             (r_norm <= goal)
             | (np.abs(zetabar) <= normal_goal)
@@ -307,7 +326,7 @@ def lsmr(
     add_columns(X, active, x)
     if not converged.all() and not reason:
         reason = "maxiter"
-    return _Found(X, iterations, tolerances, normal_tolerances, converged, matvecs, reason)
+    return _Found(X, iterations, tolerances, matrix_norms, converged, matvecs, reason)
 
 
 def _rotation(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

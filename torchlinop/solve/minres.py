@@ -91,11 +91,13 @@ def minres(
     v_old, x, w, w_old = (torch.zeros_like(v) for _ in range(4))
     r = v.clone() if system.preconditioned else v
     z = system.precondition(v)
-    gamma = np.sqrt(_positive(column_dots(v, z)))
+    gamma = _lengths(v, z, system)
+    if (empty := (gamma == 0) & (norms > tolerances)).any():
+        _refuse(float(gamma[empty][0]))
     gamma_old = np.ones_like(gamma)
     eta = gamma.copy()
     c, c_old, s, s_old = (f(len(norms)) for f in (np.ones, np.ones, np.zeros, np.zeros))
-    norm, reason, k = 0.0, "", 0
+    reason, k = "", 0
     finished = (norms <= tolerances) | (gamma == 0)
     while k < maxiter:
         if finished.any():
@@ -118,10 +120,9 @@ def minres(
         if k > 1:
             v_new.sub_(v_old.mul_(row(gamma / gamma_old, v)))
         z_new = system.precondition(v_new)
-        gamma_new = np.sqrt(_positive(column_dots(v_new, z_new)))
+        gamma_new = _lengths(v_new, z_new, system)
         require_finite_iteration(delta + gamma_new, "MINRES", k)
         size = np.sqrt(delta**2 + gamma_new**2 + gamma**2 * (k > 1))
-        norm = max(norm, float(size.max()))
         rounding = 10 * system.eps * size
         gamma_new[gamma_new < rounding / 10] = 0  # the Krylov space is exhausted
 
@@ -158,15 +159,22 @@ def minres(
         v, v_old, z, w, w_old = v_new, v, z_new, w_new, w
         gamma, gamma_old = gamma_new, gamma
     add_columns(X, active, x)
-    return Correction(X, iterations, norms, norm, reason)
+    return Correction(X, iterations, norms, np.inf, reason)
 
 
-def _positive(dots: np.ndarray) -> np.ndarray:
-    """Refuse a preconditioner with negative ``v^H M v``."""
+def _lengths(v: Tensor, z: Tensor, system: System) -> np.ndarray:
+    """Lengths of the columns of ``v`` in the norm of ``M``, with ``z = M v``."""
+    if not system.preconditioned:
+        return column_norms(v)
+    dots = column_dots(v, z)
     if (dots < 0).any():
-        raise np.linalg.LinAlgError(
-            f"The preconditioner M is not positive definite: v^H M v = {dots.min():.3e}. "
-            "MINRES needs a positive definite M also for an indefinite matrix, for "
-            "instance one made from absolute values."
-        )
-    return dots
+        _refuse(dots.min())
+    return np.sqrt(dots)
+
+
+def _refuse(dot: float) -> None:
+    raise np.linalg.LinAlgError(
+        f"The preconditioner M is not positive definite: v^H M v = {dot:.3e} for a vector "
+        "v that is not zero. MINRES needs a positive definite M also for an indefinite "
+        "matrix, for instance one made from absolute values."
+    )

@@ -109,7 +109,13 @@ def multishift_cg(
     if split:
         block = torch.cat([block.real, block.imag], dim=1)
     block = block.to(A.torch_dtype)
-    X, report = _solve(A, block, sigma, rtol, atol, maxiter)
+    # columns of moderate size, so that squares neither underflow nor overflow
+    sizes = block.abs().amax(dim=0) if len(block) else block.real.sum(dim=0)
+    sizes = torch.where(sizes > 0, sizes, 1)
+    X, report = _solve(
+        A, block / sizes, sizes.double().cpu().numpy(), sigma, rtol, atol, maxiter
+    )
+    X = X.mul_(sizes)
     judge(report, X.movedim(0, 1).flatten(1), on_failure)
     if split:
         X = torch.complex(*X.chunk(2, dim=2))
@@ -119,6 +125,7 @@ def multishift_cg(
 def _solve(
     A: TorchLinearOperator,
     B: Tensor,
+    sizes: np.ndarray,
     sigma: np.ndarray,
     rtol: float,
     atol: float,
@@ -135,7 +142,7 @@ def _solve(
     b_norms = column_norms(B)
     require_finite_columns(b_norms, "The right-hand side")
     tolerances = np.broadcast_to(
-        np.maximum(rtol * b_norms, atol), (len(sigma), len(b_norms))
+        np.maximum(rtol * b_norms, atol / sizes), (len(sigma), len(b_norms))
     )
     X = B.new_zeros(len(sigma), *B.shape)
     P = B.expand(X.shape).clone()
@@ -163,7 +170,7 @@ def _solve(
         flat = columns & ~(curvature > 0)
         if flat.any():
             worst = int(np.flatnonzero(flat)[0])
-            refuse_indefinite(p[:, worst], curvature[worst], 30 * system.eps * norm)
+            refuse_indefinite(p[:, worst], curvature[worst], system)
             reason = "singular"
             break
         k += 1
@@ -202,8 +209,8 @@ def _solve(
     report = SolveReport(
         solver="Multi-shift CG",
         iterations=iterations.reshape(-1),
-        residual_norms=norms.reshape(-1),
-        tolerances=tolerances.reshape(-1),
+        residual_norms=(norms * sizes).reshape(-1),
+        tolerances=(tolerances * sizes).reshape(-1),
         converged=(norms <= tolerances).reshape(-1),
         num_matvecs=system.num_matvecs,
         reason=reason,

@@ -17,10 +17,10 @@ from torchlinop.solve.inverse import (
     column_norms,
     count,
     finite,
+    moved,
     require_finite_columns,
     square_operator,
 )
-from torchlinop.solve.preconditioner import Preconditioner
 from torchlinop.solve.report import SolveReport
 
 
@@ -114,11 +114,8 @@ class NeumannInverseLinearOperator(TorchLinearOperator):
         """Return the series for another damping; a scale that was computed is anew."""
         inverse = copy.copy(self)
         inverse.damping = finite("damping", damping)
-        if isinstance(self.preconditioner, Preconditioner):
-            change = inverse.damping - self.damping
-            inverse.preconditioner = self.preconditioner.with_damping(
-                self.preconditioner.damping + change
-            )
+        change = inverse.damping - self.damping
+        inverse.preconditioner = moved(self.preconditioner, change)
         inverse._set_scale()
         inverse.last_solve = None
         return inverse
@@ -234,6 +231,8 @@ def neumann_scale(
     0.25
     """
     A = square_operator(A, "The Neumann series")
+    if not A.shape[0]:
+        raise ValueError("A 0 x 0 matrix has no eigenvalues.")
     system = System(A, damping, as_preconditioner(preconditioner, A, "preconditioner"))
     generator = torch.Generator().manual_seed(seed)
     v = torch.randn(A.shape[0], 1, generator=generator, dtype=torch.float64)

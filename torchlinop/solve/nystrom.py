@@ -97,6 +97,11 @@ class NystromPreconditioner(Preconditioner):
                 "The rank is searched for by comparing eigenvalues with the damping: give "
                 "a positive damping, or a rank."
             )
+        if not n or max_rank == 0:
+            raise ValueError(
+                f"A sketch needs at least one vector, but A is {n} x {n} and max_rank "
+                f"{max_rank}."
+            )
         sketch = _Sketch(A, seed)
         if rank is not None:
             if not 1 <= count("rank", rank) <= n:

@@ -32,6 +32,9 @@ class ConvergenceError(np.linalg.LinAlgError):
         self.report = report
         self.solution = solution
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.report, self.solution)
+
 
 class NegativeCurvatureError(np.linalg.LinAlgError):
     """A matrix that has to be positive definite is not.
@@ -49,8 +52,11 @@ class NegativeCurvatureError(np.linalg.LinAlgError):
         self.direction = direction
         self.curvature = curvature
 
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.direction, self.curvature)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class SolveReport:
     """How the columns of a product with an inverse were found.
 
@@ -64,7 +70,7 @@ class SolveReport:
     iterations : numpy.ndarray
         Per column, shape ``(K,)``.
     residual_norms : numpy.ndarray
-        2-norms of ``b - A x``, shape ``(K,)``.
+        2-norms of ``b - A x``, shape ``(K,)``; of LSMR, those of the damped problem.
     tolerances : numpy.ndarray
         What the residual norms were to reach, shape ``(K,)``.
     converged : numpy.ndarray of bool
@@ -142,7 +148,7 @@ def judge(report: SolveReport, solution: Tensor, on_failure: OnFailure) -> None:
         f"{report.solver} did not converge for {int(failed.sum())} of {len(failed)} "
         f"right-hand sides: after {int(report.iterations[worst])} iterations the residual "
         f"norm of column {worst} is {report.residual_norms[worst]:.2e}, wanted "
-        f"{report.tolerances[worst]:.2e}. {_ADVICE[report.reason]} "
+        f"{report.tolerances[worst]:.2e}. {_ADVICE[report.reason or 'rounding']} "
         "(on_failure='ignore' silences this, 'raise' makes it an error.)"
     )
     if on_failure == "raise":

@@ -63,6 +63,12 @@ class SubmatrixLinearOperator(TorchLinearOperator):
 
 
 def _indices(name: str, given: Any, size: int, device: torch.device) -> Tensor:
+    if str(getattr(given, "dtype", "")).endswith("bool") or (
+        isinstance(given, (list, tuple)) and any(isinstance(i, bool) for i in given)
+    ):
+        raise ValueError(
+            f"{name} has to be a list of integers, got a mask. Pass mask.nonzero()[0]."
+        )
     numbers = as_tensor(list(given) if isinstance(given, range) else given, device)
     indices = numbers.long()
     if indices.ndim != 1 or (indices.numel() and not torch.equal(indices, numbers)):
