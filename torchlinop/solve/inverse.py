@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, TypedDict, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -25,22 +25,6 @@ _MAX_BLOCK = 128
 _LONG = 1 << 15
 #: squares of norms in this range are far from underflow and overflow in float32
 _SAFE = (1e-4, 1e4)
-
-
-class SolveOptions(TypedDict, total=False):
-    """Keyword arguments of the inverses by conjugate gradients and MINRES.
-
-    Described at :class:`~torchlinop.CGInverseLinearOperator`.
-    """
-
-    damping: float
-    rtol: float
-    atol: float
-    maxiter: int | None
-    M: Any
-    x0: Array | None
-    callback: Callback | None
-    on_failure: OnFailure
 
 
 class System:
@@ -240,8 +224,11 @@ class KrylovInverse(TorchLinearOperator):
             require_finite_iteration(lengths, self.solver, int(iterations.max()))
             # recurrences and true residuals drift apart by about eps |A| |x| (Greenbaum,
             # SIAM J. Matrix Anal. Appl. 18, 1997, doi.org/10.1137/S0895479895284944)
-            drift = np.inf if X0 is not None else system.eps * found.norm * lengths[left]
-            if (drift <= 0.5 * np.maximum(norms, tolerances)[left]).all() and (
+            trusted = X0 is None and np.isfinite(found.norm)
+            if trusted:
+                drift = system.eps * found.norm * lengths[left]
+                trusted = (drift <= 0.5 * np.maximum(norms, tolerances)[left]).all()
+            if trusted and (
                 (norms <= tolerances).all() or iterations.max() >= self.maxiter
             ):
                 continue
