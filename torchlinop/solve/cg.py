@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop.solve.inverse import (
-    Callback,
-    Correction,
-    KrylovInverse,
-    System,
+from torchlinop.solve.columns import (
     add_columns,
     column_dots,
     column_norms,
     require_finite_iteration,
 )
+from torchlinop.solve.inverse import Callback, Correction, KrylovInverse
 from torchlinop.solve.report import NegativeCurvatureError
+from torchlinop.solve.system import System
 
 #: rounding errors of p^H A p for unit vectors p, in units of eps |A|
 _NOISE = 30

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlinop._kept import free_memory
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.solve.inverse import finite, square_operator
+from torchlinop.solve.arguments import finite, square_operator
 from torchlinop.solve.report import NegativeCurvatureError
 
 

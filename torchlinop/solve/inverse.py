@@ -5,69 +5,38 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop._interchange import as_tensor
-from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
-from torchlinop.solve.preconditioner import Preconditioner
+from torchlinop.solve.arguments import (
+    at_least_zero,
+    count,
+    finite,
+    one_of_failures,
+    square_operator,
+    starting_vectors,
+)
+from torchlinop.solve.columns import (
+    add_columns,
+    are_moderate,
+    column_norms,
+    require_finite_columns,
+    require_finite_iteration,
+    take,
+)
+from torchlinop.solve.preconditioner import as_preconditioner, moved
 from torchlinop.solve.report import OnFailure, SolveReport, judge
+from torchlinop.solve.system import System
 
 Callback = Callable[[Tensor], Any]
 
 #: most right-hand sides that share one Krylov space
 _MAX_BLOCK = 128
-#: columns from this length on are reduced one by one on a CPU
-_LONG = 1 << 15
-#: squares of norms in this range are far from underflow and overflow in float32
-_SAFE = (1e-4, 1e4)
-
-
-class System:
-    """``A + damping I`` and a preconditioner, as functions of ``(N, K)`` blocks."""
-
-    def __init__(
-        self,
-        A: TorchLinearOperator,
-        damping: float = 0.0,
-        M: TorchLinearOperator | None = None,
-    ) -> None:
-        self._A, self._damping, self._M = A, damping, M
-        self.num_matvecs = 0
-        self.eps = torch.finfo(A.torch_dtype).eps
-
-    def product(self, X: Tensor) -> Tensor:
-        """``(A + damping I) X``."""
-        self.num_matvecs += X.shape[1]
-        Y = self._A._product(X)
-        return Y.add_(X, alpha=self._damping) if self._damping else Y
-
-    @property
-    def preconditioned(self) -> bool:
-        """Whether there is a preconditioner."""
-        return self._M is not None
-
-    def norm(self) -> float:
-        """Estimate the norm of the matrix by a few steps of the power method."""
-        generator = torch.Generator().manual_seed(0)
-        n, dtype = self._A.shape[0], self._A.torch_dtype
-        v = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-        v = v.to(self._A.device, dtype)
-        size = float(column_norms(v)[0])
-        for _ in range(5):
-            v = self.product(v / size)
-            size = float(column_norms(v)[0])
-            if not 0 < size < np.inf:
-                break
-        return size
-
-    def precondition(self, X: Tensor) -> Tensor:
-        """``M X``, or ``X`` itself where there is no preconditioner."""
-        return X if self._M is None else self._M._product(X).to(X.dtype)
 
 
 class Correction(NamedTuple):
@@ -251,7 +220,7 @@ class KrylovInverse(TorchLinearOperator):
     ) -> Correction:
         """Iterate on columns of moderate size where squares might under- or overflow."""
         norms = column_norms(B)
-        if ((norms > _SAFE[0]) & (norms < _SAFE[1])).all():
+        if are_moderate(norms):
             return self._iterate(system, B, tolerances, maxiter, callback)
         largest = B.abs().amax(dim=0)
         sizes = largest.double().cpu().numpy()
@@ -289,170 +258,3 @@ class _Solved(NamedTuple):
     residual_norms: np.ndarray
     tolerances: np.ndarray
     reason: str
-
-
-# ------------------------------------------------------------------ columns of blocks
-
-
-def column_norms(X: Tensor) -> np.ndarray:
-    """2-norms of the columns, shape ``(K,)``, in float64 on the host."""
-    norms = _column_norms(X)
-    if ((norms > _SAFE[0]) & (norms < _SAFE[1])).all() or not X.shape[0]:
-        return norms
-    largest = X.abs().amax(dim=0)
-    scale = torch.where(largest > 0, largest, 1)
-    return _column_norms(X / scale) * scale.double().cpu().numpy()
-
-
-def _column_norms(X: Tensor) -> np.ndarray:
-    if X.shape[1] == 1 or _long_columns(X):
-        return np.sqrt(column_dots(X, X))
-    return torch.linalg.vector_norm(X, dim=0).double().cpu().numpy()
-
-
-def column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
-    """Real parts of ``x_k^H y_k``, shape ``(K,)``, in float64 on the host."""
-    if X.shape[1] == 1:
-        return np.array([torch.vdot(X.reshape(-1), Y.reshape(-1)).real.item()])
-    if _long_columns(X):
-        pairs = zip(X.T, Y.T, strict=True)
-        return np.array([torch.vdot(x, y).real.item() for x, y in pairs])
-    products = X.conj() * Y if X.dtype.is_complex else X * Y
-    return products.sum(dim=0).real.double().cpu().numpy()
-
-
-def _long_columns(X: Tensor) -> bool:
-    """Where torch's reductions lose digits (4e-4 at 1e7 float32 entries), or are slow."""
-    return X.device.type == "cpu" and X.shape[0] > _LONG
-
-
-def row(coefficients: np.ndarray, like: Tensor) -> Tensor | float:
-    """Coefficients of columns, shape ``(K,)``, for products with ``like``."""
-    if len(coefficients) == 1:
-        return float(coefficients[0])
-    return torch.as_tensor(coefficients).to(like.device, like.dtype)
-
-
-def take(X: Tensor, columns: np.ndarray) -> Tensor:
-    """Return some columns, or ``X`` itself if they are all."""
-    if len(columns) == X.shape[1]:
-        return X
-    return X[:, torch.as_tensor(columns, device=X.device)]
-
-
-def add_columns(X: Tensor, columns: np.ndarray, D: Tensor) -> None:
-    """``X[:, columns] += D``."""
-    if len(columns) == X.shape[1]:
-        X.add_(D)
-    else:
-        X.index_add_(1, torch.as_tensor(columns, device=X.device), D)
-
-
-def require_finite_columns(norms: np.ndarray, what: str) -> None:
-    """Refuse NaN and infinity."""
-    if not np.isfinite(norms).all():
-        bad = np.flatnonzero(~np.isfinite(norms))[:5].tolist()
-        raise ValueError(f"{what} has NaN or infinite entries in columns {bad}.")
-
-
-def require_finite_iteration(norms: np.ndarray, solver: str, iteration: int) -> None:
-    """Refuse to go on with NaN."""
-    if not np.isfinite(norms).all():
-        raise np.linalg.LinAlgError(
-            f"NaN or infinity in iteration {iteration} of {solver}: the product with the "
-            "matrix or the preconditioner is not finite. For a curvature matrix look for "
-            "NaN in parameters and data with check_finite=True."
-        )
-
-
-def moved(M: Any, change: float) -> Any:
-    """Return a preconditioner for a changed damping, or the same if it has none to give."""
-    if isinstance(M, Preconditioner) and M.damping + change > 0:
-        return M.with_damping(M.damping + change)
-    return M
-
-
-# ------------------------------------------------------------------------------ checks
-
-
-def square_operator(A: Any, solver: str) -> TorchLinearOperator:
-    """Return ``A`` as one of our operators, and refuse rectangular ones."""
-    A = aslinearoperator(A)
-    if A.shape[0] != A.shape[1]:
-        raise ValueError(
-            f"{solver} inverts square matrices, got {A.shape[0]} x {A.shape[1]}. For the "
-            "least-squares solution use LSMRInverseLinearOperator."
-        )
-    return A
-
-
-def as_preconditioner(M: Any, A: TorchLinearOperator, name: str) -> Any:
-    """Return ``M`` as an operator that fits ``A``, or None."""
-    if M is None:
-        return None
-    try:
-        M = (
-            M
-            if isinstance(M, TorchLinearOperator)
-            else aslinearoperator(M, device=A.device)
-        )
-    except TypeError as error:
-        raise TypeError(
-            f"{name} has to be an operator or a matrix that approximates the inverse of A, "
-            f"got {type(M).__name__}. A function f becomes one by "
-            "scipy.sparse.linalg.LinearOperator((n, n), matvec=f)."
-        ) from error
-    if M.shape != A.shape:
-        raise ValueError(
-            f"{name} is {M.shape[0]} x {M.shape[1]}, but A is {A.shape[0]} x {A.shape[1]}."
-        )
-    if M.device != A.device:
-        raise ValueError(f"{name} is on {M.device}, but A on {A.device}.")
-    if M.torch_dtype.is_complex and not A.torch_dtype.is_complex:
-        raise TypeError(f"{name} is complex ({M.dtype}), but A is real ({A.dtype}).")
-    return M
-
-
-def starting_vectors(x0: Array, A: TorchLinearOperator) -> Tensor:
-    """Return ``x0`` as a fresh ``(N, K)`` tensor that fits ``A``."""
-    start = as_tensor(x0, A.device)
-    if start.ndim not in (1, 2) or start.shape[0] != A.shape[1]:
-        raise ValueError(
-            f"x0 has to have shape (N,) or (N, K) with N = {A.shape[1]}, got "
-            f"{tuple(start.shape)}."
-        )
-    if start.dtype.is_complex and not A.torch_dtype.is_complex:
-        raise TypeError(f"x0 is complex, but A is real ({A.dtype}).")
-    start = start.detach().to(A.torch_dtype, copy=True)
-    return start.unsqueeze(1) if start.ndim == 1 else start
-
-
-def finite(name: str, value: float) -> float:
-    """Return a real number."""
-    number = float(value)
-    if not np.isfinite(number):
-        raise ValueError(f"{name} has to be a finite number, got {value!r}.")
-    return number
-
-
-def at_least_zero(name: str, value: float) -> float:
-    """Return a real number that is not negative."""
-    if not finite(name, value) >= 0:
-        raise ValueError(f"{name} has to be at least 0, got {value!r}.")
-    return float(value)
-
-
-def count(name: str, value: int) -> int:
-    """Return an integer that is not negative."""
-    if int(value) != value or value < 0:
-        raise ValueError(f"{name} has to be an integer >= 0, got {value!r}.")
-    return int(value)
-
-
-def one_of_failures(value: str) -> Any:
-    """Return what to do about columns that do not converge."""
-    if value not in get_args(OnFailure):
-        raise ValueError(
-            f"on_failure has to be 'warn', 'raise' or 'ignore', got {value!r}."
-        )
-    return value

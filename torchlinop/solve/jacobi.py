@@ -10,7 +10,7 @@ from torch import Tensor
 from torchlinop._interchange import as_tensor
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
-from torchlinop.solve.inverse import at_least_zero, count, square_operator
+from torchlinop.solve.arguments import at_least_zero, count, square_operator
 from torchlinop.solve.preconditioner import Preconditioner
 
 #: columns of the identity that are multiplied at once

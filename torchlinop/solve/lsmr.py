@@ -11,19 +11,21 @@ from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._typing import Array
-from torchlinop.solve.inverse import (
-    Callback,
-    add_columns,
+from torchlinop.solve.arguments import (
     at_least_zero,
-    column_norms,
     count,
     one_of_failures,
+    starting_vectors,
+)
+from torchlinop.solve.columns import (
+    add_columns,
+    column_norms,
     require_finite_columns,
     require_finite_iteration,
     row,
-    starting_vectors,
     take,
 )
+from torchlinop.solve.inverse import Callback
 from torchlinop.solve.report import OnFailure, SolveReport, judge
 
 

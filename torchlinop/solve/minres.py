@@ -6,11 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop.solve.inverse import (
-    Callback,
-    Correction,
-    KrylovInverse,
-    System,
+from torchlinop.solve.columns import (
     add_columns,
     column_dots,
     column_norms,
@@ -18,6 +14,8 @@ from torchlinop.solve.inverse import (
     row,
     take,
 )
+from torchlinop.solve.inverse import Callback, Correction, KrylovInverse
+from torchlinop.solve.system import System
 
 
 class MINRESInverseLinearOperator(KrylovInverse):

@@ -12,21 +12,23 @@ from torch import Tensor
 from torchlinop._interchange import import_array
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
-from torchlinop.solve.cg import refuse_indefinite
-from torchlinop.solve.inverse import (
-    System,
+from torchlinop.solve.arguments import (
     at_least_zero,
-    column_dots,
-    column_norms,
     count,
     finite,
     one_of_failures,
+    square_operator,
+)
+from torchlinop.solve.cg import refuse_indefinite
+from torchlinop.solve.columns import (
+    column_dots,
+    column_norms,
     require_finite_columns,
     require_finite_iteration,
     row,
-    square_operator,
 )
 from torchlinop.solve.report import OnFailure, SolveReport, judge
+from torchlinop.solve.system import System
 
 
 def multishift_cg(

@@ -10,18 +10,11 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.solve.inverse import (
-    System,
-    as_preconditioner,
-    column_dots,
-    column_norms,
-    count,
-    finite,
-    moved,
-    require_finite_columns,
-    square_operator,
-)
+from torchlinop.solve.arguments import count, finite, square_operator
+from torchlinop.solve.columns import column_dots, column_norms, require_finite_columns
+from torchlinop.solve.preconditioner import as_preconditioner, moved
 from torchlinop.solve.report import SolveReport
+from torchlinop.solve.system import System
 
 
 class NeumannInverseLinearOperator(TorchLinearOperator):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.solve.inverse import at_least_zero, count, square_operator
+from torchlinop.solve.arguments import at_least_zero, count, square_operator
 from torchlinop.solve.preconditioner import Preconditioner
 from torchlinop.solve.report import NegativeCurvatureError
 

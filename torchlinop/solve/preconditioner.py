@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from typing import Any, Self
 
-from torchlinop._operator import TorchLinearOperator
+from torchlinop._operator import TorchLinearOperator, aslinearoperator
 
 
 class Preconditioner(TorchLinearOperator):
@@ -23,3 +23,37 @@ class Preconditioner(TorchLinearOperator):
     @abstractmethod
     def with_damping(self, damping: float) -> Self:
         """Return the preconditioner for another damping, without products with ``A``."""
+
+
+def as_preconditioner(M: Any, A: TorchLinearOperator, name: str) -> Any:
+    """Return ``M`` as an operator that fits ``A``, or None."""
+    if M is None:
+        return None
+    try:
+        M = (
+            M
+            if isinstance(M, TorchLinearOperator)
+            else aslinearoperator(M, device=A.device)
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"{name} has to be an operator or a matrix that approximates the inverse of A, "
+            f"got {type(M).__name__}. A function f becomes one by "
+            "scipy.sparse.linalg.LinearOperator((n, n), matvec=f)."
+        ) from error
+    if M.shape != A.shape:
+        raise ValueError(
+            f"{name} is {M.shape[0]} x {M.shape[1]}, but A is {A.shape[0]} x {A.shape[1]}."
+        )
+    if M.device != A.device:
+        raise ValueError(f"{name} is on {M.device}, but A on {A.device}.")
+    if M.torch_dtype.is_complex and not A.torch_dtype.is_complex:
+        raise TypeError(f"{name} is complex ({M.dtype}), but A is real ({A.dtype}).")
+    return M
+
+
+def moved(M: Any, change: float) -> Any:
+    """Return a preconditioner for a changed damping, or the same if it has none to give."""
+    if isinstance(M, Preconditioner) and M.damping + change > 0:
+        return M.with_damping(M.damping + change)
+    return M

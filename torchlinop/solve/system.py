@@ -1,0 +1,53 @@
+"""The system of equations, as functions of blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinop._operator import TorchLinearOperator
+from torchlinop.solve.columns import column_norms
+
+
+class System:
+    """``A + damping I`` and a preconditioner, as functions of ``(N, K)`` blocks."""
+
+    def __init__(
+        self,
+        A: TorchLinearOperator,
+        damping: float = 0.0,
+        M: TorchLinearOperator | None = None,
+    ) -> None:
+        self._A, self._damping, self._M = A, damping, M
+        self.num_matvecs = 0
+        self.eps = torch.finfo(A.torch_dtype).eps
+
+    def product(self, X: Tensor) -> Tensor:
+        """``(A + damping I) X``."""
+        self.num_matvecs += X.shape[1]
+        Y = self._A._product(X)
+        return Y.add_(X, alpha=self._damping) if self._damping else Y
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether there is a preconditioner."""
+        return self._M is not None
+
+    def norm(self) -> float:
+        """Estimate the norm of the matrix by a few steps of the power method."""
+        generator = torch.Generator().manual_seed(0)
+        n, dtype = self._A.shape[0], self._A.torch_dtype
+        v = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+        v = v.to(self._A.device, dtype)
+        size = float(column_norms(v)[0])
+        for _ in range(5):
+            v = self.product(v / size)
+            size = float(column_norms(v)[0])
+            if not 0 < size < np.inf:
+                break
+        return size
+
+    def precondition(self, X: Tensor) -> Tensor:
+        """``M X``, or ``X`` itself where there is no preconditioner."""
+        return X if self._M is None else self._M._product(X).to(X.dtype)
