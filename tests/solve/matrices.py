@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,3 +38,10 @@ def vectors(n: int, columns: int | None, dtype: torch.dtype, seed: int = 1) -> T
     wide = torch.promote_types(dtype, torch.float64)
     shape = (n,) if columns is None else (n, columns)
     return torch.randn(*shape, generator=generator, dtype=wide).to(dtype)
+
+
+def relative(solver: Callable, rtol: float) -> dict[str, float]:
+    """Options of one of SciPy's solvers: ``tol`` up to 1.11, ``rtol`` since 1.12."""
+    names = inspect.signature(solver).parameters
+    options = {"rtol" if "rtol" in names else "tol": rtol}
+    return options | ({"atol": 0.0} if "atol" in names else {})

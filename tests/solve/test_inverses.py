@@ -34,7 +34,7 @@ from torchlinop import (
 )
 
 from tests.problems import classification, regression
-from tests.solve.matrices import indefinite, positive, vectors, with_spectrum
+from tests.solve.matrices import indefinite, positive, relative, vectors, with_spectrum
 
 ALL = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 KRYLOV = {"CG": CGInverseLinearOperator, "MINRES": MINRESInverseLinearOperator}
@@ -117,13 +117,13 @@ def test_steps_are_those_of_scipy():
         (MINRESInverseLinearOperator, spla.minres, indefinite(60, 20.0)),
     ):
         for steps in (1, 5, 12):
-            options = {"rtol": 0, "maxiter": steps}
-            x = inverse(A, on_failure="ignore", **options) @ b
-            theirs, _ = solver(A.numpy(), b.numpy(), **options)
+            x = inverse(A, on_failure="ignore", rtol=0, maxiter=steps) @ b
+            options = relative(solver, 0.0)
+            theirs, _ = solver(A.numpy(), b.numpy(), maxiter=steps, **options)
             np.testing.assert_allclose(x.numpy(), theirs, rtol=0, atol=1e-11)
     seen = []
     A = positive(60, 50.0)
-    spla.cg(A.numpy(), b.numpy(), rtol=1e-6, callback=seen.append)
+    spla.cg(A.numpy(), b.numpy(), callback=seen.append, **relative(spla.cg, 1e-6))
     mine = CGInverseLinearOperator(A, rtol=1e-6)
     mine @ b
     assert abs(mine.last_solve.iterations[0] - len(seen)) <= 1
@@ -690,7 +690,7 @@ def test_inverses_inside_scipys_solvers():
     b = vectors(40, None, torch.float64).numpy()
     inverse = CholeskyInverseLinearOperator(A, damping=0.01)
     for solver in (spla.cg, spla.minres, spla.gmres, spla.bicgstab):
-        x, info = solver(A.numpy(), b, M=inverse, rtol=1e-9)
+        x, info = solver(A.numpy(), b, M=inverse, **relative(solver, 1e-9))
         assert info == 0
         np.testing.assert_allclose(A.numpy() @ x, b, atol=1e-4)
     values, _ = spla.lobpcg(
