@@ -6,9 +6,11 @@ wheel is installed. Tests of real CuPy arrays on a GPU are in ``test_laws.py``.
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
@@ -768,6 +770,37 @@ def test_an_operator_is_one_of_cupyx_while_cupyx_is_there(solvers, cupy):
     assert isinstance(A, GGNLinearOperator)
     assert A.__class__.__name__ == "GGNLinearOperator"
     assert not isinstance(3 * A, GGNLinearOperator)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_operators_are_copied_and_pickled_while_cupyx_is_there(solvers, cupy, protocol):
+    A, _ = operator_and_dense("(G + I/2)^-1", np.float64)
+    B = 2 * A + A
+    x = np.linspace(0, 1, A.shape[1])
+    for again in (
+        pickle.loads(pickle.dumps(B, protocol)),
+        copy.copy(B),
+        copy.deepcopy(B),
+    ):
+        assert type(again) is type(B)
+        np.testing.assert_allclose(again @ x, B @ x, rtol=1e-12)
+
+
+def test_a_class_that_cannot_have_another_base(solvers, cupy):
+    class Choosy(DiagonalLinearOperator):
+        def __init_subclass__(cls, *, key):
+            super().__init_subclass__()
+
+    A = Choosy(torch.ones(3))
+    assert not isinstance(A, dict)
+    np.testing.assert_array_equal((A @ cupy.asarray(np.ones(3, "f"))).get(), np.ones(3))
+
+
+def test_an_operator_of_cupyx_without_an_adjoint(solvers, cupy):
+    H, _ = operator_and_dense("H", np.float64)
+    C = solvers.LinearOperator(H.shape, lambda x: x, dtype=np.float64)
+    with pytest.raises(NotImplementedError, match="rmatvec="):
+        (H + C).T @ np.ones(H.shape[0])
 
 
 def test_an_operator_is_not_one_of_cupyx_where_nobody_uses_it():

@@ -17,6 +17,7 @@ from torchlinop import (
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
+    SubmatrixLinearOperator,
     aslinearoperator,
 )
 from torchlinop.examples import dense_hessian
@@ -277,3 +278,40 @@ def test_awkward_tensors(pair):
     np.testing.assert_allclose(A @ z.conj(), dense @ z.numpy().conj(), atol=1e-12)
     np.testing.assert_allclose(A @ z.conj().imag, dense @ -z.numpy().imag, atol=1e-12)
     np.testing.assert_allclose(A @ z[::1].real, dense @ z.numpy().real, atol=1e-12)
+
+
+def test_submatrices_of_any_indices():
+    matrix = np.arange(12.0).reshape(3, 4)
+    for rows, columns in (
+        ([2, 0], [1, -1]),
+        (range(0, 3, 2), slice(1, None, 2)),
+        (np.array([1]), torch.tensor([3, 0])),
+        ([], [0]),
+    ):
+        A = SubmatrixLinearOperator(matrix, rows, columns)
+        expected = matrix[list(range(3)[rows] if isinstance(rows, slice) else rows)]
+        np.testing.assert_array_equal(A.to_dense(), expected.reshape(-1, 4)[:, columns])
+
+
+@pytest.mark.parametrize(
+    ("indices", "match"),
+    [
+        ([True, False, True], "mask.nonzero"),
+        (list(np.array([True, False, True])), "mask.nonzero"),
+        (torch.tensor([True, False, True]), "mask.nonzero"),
+        ([0.5], "list of integers"),
+        ([[0, 1]], "list of integers"),
+        ({0, 1}, "list of integers"),
+        (1, "list of integers"),
+        ([0, -3], "index twice"),
+    ],
+    ids=str,
+)
+def test_bad_indices(indices, match):
+    with pytest.raises(ValueError, match=match):
+        SubmatrixLinearOperator(np.eye(3), indices, [0])
+
+
+def test_indices_out_of_range():
+    with pytest.raises(IndexError, match="columns holds 3, but the matrix has 3 columns"):
+        SubmatrixLinearOperator(np.eye(3), [0], [3])

@@ -113,3 +113,5 @@ def test_bad_shapes(H):
         verify.eigenpairs(H, np.ones(3), np.ones((27, 2)))
     with pytest.raises(ValueError, match="x has 1 columns, b 2"):
         verify.solution(H, np.ones(27), np.ones((27, 2)))
+    with pytest.raises(ValueError, match="damping needs a square matrix, got 3 x 2"):
+        verify.solution(np.ones((3, 2)), np.ones(2), np.ones(3), damping=1.0)

@@ -6,7 +6,6 @@ can see it; what cannot be viewed safely is copied once.
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -282,6 +281,8 @@ def to_cupy(y: Tensor) -> Array:
     cupy: Any = sys.modules["cupy"]
     y = y.resolve_conj().resolve_neg().contiguous()
     if not y.is_cuda:
+        y = y.to(cupy_device())  # CuPy imports no memory of the host
+    if not y.is_cuda:
         return cupy.from_dlpack(y)
     with _on_device_of(y):
         array = cupy.from_dlpack(y)
@@ -309,10 +310,17 @@ def cupyx_operator_type() -> type | None:
     return None if module is None else getattr(module, "LinearOperator", None)
 
 
-@functools.cache
 def with_base(cls: type, base: type) -> type:
-    """Return a class of the same name that also has another base."""
-    return type(cls.__name__, (cls, base), {"__module__": cls.__module__})
+    """Return a class of the same name that also has another base, if there can be one."""
+    known: tuple[type, type] | None = cls.__dict__.get("_with_base")
+    if known is None or known[0] is not base:
+        try:
+            twin = type(cls.__name__, (cls, base), {"__module__": cls.__module__})
+        except Exception:  # a class whose __init_subclass__ wants arguments
+            twin = cls
+        known = base, twin
+        cls._with_base = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def is_cupyx_matrix(x: Any) -> bool:

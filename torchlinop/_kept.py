@@ -44,7 +44,7 @@ class KeptLinearizations(Generic[Map]):
         self._source = source
         self._linearize = linearize
         self.block_state = BlockState()
-        self._stream: torch.cuda.Stream | None = None
+        self._streams: set[torch.cuda.Stream] = set()
         self._forget()
 
     def _forget(self) -> None:
@@ -84,19 +84,31 @@ class KeptLinearizations(Generic[Map]):
                 with contextlib.closing(self._building_pass()) as maps:
                     for linear_map in maps:
                         use(linear_map)
+                self._lead_streams()
                 return
             kept = list(self._kept.values())
         for linear_map in kept:
             use(linear_map)
+        self._lead_streams()
 
     def _follow_stream(self) -> None:
-        """Let a CUDA stream wait for the one on which the maps were last used or made."""
+        """Let a CUDA stream wait for those on which maps were made or last used."""
         device = self._source.space.device
         if device.type == "cuda":
             stream = torch.cuda.current_stream(device)
-            if self._stream is not None and stream != self._stream:
-                stream.wait_stream(self._stream)
-            self._stream = stream
+            for other in self._streams - {stream}:
+                stream.wait_stream(other)
+            self._streams.add(stream)
+
+    def _lead_streams(self) -> None:
+        """Let the other streams wait for the current one, which now reads their memory.
+
+        When a map is dropped, its memory goes back to the stream that made it.
+        """
+        if len(self._streams) > 1:
+            stream = torch.cuda.current_stream(self._source.space.device)
+            for other in self._streams - {stream}:
+                other.wait_stream(stream)
 
     def _building_pass(self) -> Generator[Map]:
         if self._source.batches.shuffles:  # parts of two orders do not add up

@@ -64,6 +64,11 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         cls: type = type(self)
         return cls if base is None else _interchange.with_base(cls, base)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # pickle would compare __class__ with the type and refuse
+        _, _, *rest = super().__reduce_ex__(2)
+        return (_blank, (type(self),), *rest)
+
     # ------------------------------------------------- what an operator implements
 
     @abstractmethod
@@ -337,6 +342,11 @@ class TorchLinearOperator(scipy.sparse.linalg.LinearOperator):
         return f"<{m}x{n} {type(self).__name__} of {self.dtype} on {self.device}>"
 
 
+def _blank(cls: Any) -> Any:
+    """Return an operator without attributes, for pickle and copy to fill."""
+    return cls.__new__(cls)
+
+
 #: names of torch functions, and the operator methods they stand for
 _TORCH_BINARY = {
     **dict.fromkeys(
@@ -580,10 +590,16 @@ class CupyxLinearOperator(TorchLinearOperator):
         self._operator = wrapped
 
     def _apply(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 1:
-            y = self._operator.matvec(_interchange.to_cupy(x.reshape(-1)))
-        else:
-            y = self._operator.matmat(_interchange.to_cupy(x))
+        try:
+            if x.shape[1] == 1:
+                y = self._operator.matvec(_interchange.to_cupy(x.reshape(-1)))
+            else:
+                y = self._operator.matmat(_interchange.to_cupy(x))
+        except (TypeError, NotImplementedError) as error:
+            raise NotImplementedError(
+                f"The operator of cupyx could not be multiplied ({error}). For products "
+                "with its adjoint it has to be made with rmatvec=."
+            ) from error
         # a copy, since the operator may keep what it returned
         product = as_tensor(y, self.device).to(self.torch_dtype, copy=True)
         return product.reshape(self.shape[0], x.shape[1])

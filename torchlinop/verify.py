@@ -270,6 +270,11 @@ def solution(
     if X.shape[1] != B.shape[1]:
         raise ValueError(f"x has {X.shape[1]} columns, b {B.shape[1]}.")
     image = _product(A, X)
+    if damping and A.shape[0] != A.shape[1]:
+        raise ValueError(
+            f"damping needs a square matrix, got {A.shape[0]} x {A.shape[1]}. For damped "
+            "least squares verify A.H @ A with damping=damp**2 and b replaced by A.H @ b."
+        )
     if damping:
         image = image + damping * X
     residuals, scale = _norms(B - image), _norms(B)

@@ -73,10 +73,8 @@ def memcpys(tmp_path: Path) -> Callable[[Callable[[], object]], list[Memcpy]]:
         trace = tmp_path / "trace.json"
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-        return [
-            Memcpy(e["name"], int(e["args"]["bytes"]))
-            for e in events
-            if e.get("cat") == "gpu_memcpy"
-        ]
+        copies = [e for e in events if e.get("cat") == "gpu_memcpy"]
+        copies.sort(key=lambda e: e["ts"])
+        return [Memcpy(e["name"], int(e["args"]["bytes"])) for e in copies]
 
     return run

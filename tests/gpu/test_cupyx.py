@@ -142,6 +142,16 @@ def test_operators_of_cupyx_in_expressions(solvers, cupy, rng):
         np.testing.assert_allclose((B @ x).get(), expected @ x.get(), atol=1e-10)
 
 
+def test_an_operator_on_the_cpu_and_one_of_cupyx(solvers, cupy, rng):
+    H = HessianLinearOperator(*regression().arguments)
+    host = rng.standard_normal((26, 26))
+    C = solvers.aslinearoperator(cupy.asarray(host))
+    x = rng.standard_normal(26)
+    expected = dense()[1] @ x + host @ x
+    np.testing.assert_allclose((H + C) @ x, expected, atol=1e-10)
+    np.testing.assert_allclose(((H + C) @ cupy.asarray(x)).get(), expected, atol=1e-10)
+
+
 def test_arrays_and_scalars_of_cupy(cupy, rng):
     _, H, J, _ = operators(torch.float64)
     U = rng.standard_normal((2, 16))

@@ -155,6 +155,27 @@ def test_linearizations_are_used_on_another_stream_than_they_were_made(cupy):
     np.testing.assert_allclose(y.cpu().numpy(), expected, rtol=0, atol=1e-5 * scale)
 
 
+def test_linearizations_are_dropped_while_another_stream_reads_them(cupy):
+    p = large()
+    host = np.ones(sum(t.numel() for t in p.params), "f")
+    x = torch.ones(len(host), device="cuda")
+    H = HessianLinearOperator(*p.arguments)
+    expected = H @ host
+    for _ in range(4):
+        H @ x  # replayed from now on
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        _delay()
+        y = H @ x
+    del H
+    garbage = [torch.full((len(host),), torch.nan, device="cuda") for _ in range(50)]
+    side.synchronize()
+    del garbage
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(y.cpu().numpy(), expected, rtol=0, atol=1e-5 * scale)
+
+
 def test_arrays_of_another_gpu_are_refused(cupy):
     if torch.cuda.device_count() < 2:
         pytest.skip("one CUDA device only")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,8 @@ class SubmatrixLinearOperator(TorchLinearOperator):
     A
         An operator or a matrix, shape ``(M, N)``.
     rows, columns
-        Indices in the order in which they are wanted, each at most once: lists, ranges or
-        arrays of integers. Negative ones count from the end.
+        Indices in the order in which they are wanted, each at most once: lists, ranges,
+        slices or arrays of integers. Negative ones count from the end.
 
     Raises
     ------
@@ -63,16 +64,19 @@ class SubmatrixLinearOperator(TorchLinearOperator):
 
 
 def _indices(name: str, given: Any, size: int, device: torch.device) -> Tensor:
-    if str(getattr(given, "dtype", "")).endswith("bool") or (
-        isinstance(given, (list, tuple)) and any(isinstance(i, bool) for i in given)
+    if isinstance(given, slice):
+        given = range(*given.indices(size))
+    host = np.asarray(given) if isinstance(given, (list, tuple, range)) else given
+    numbers = as_tensor(host, device) if hasattr(host, "shape") else None
+    kind = str(getattr(host, "dtype", None)).rpartition(".")[2]
+    if (
+        numbers is None
+        or numbers.ndim != 1
+        or (numbers.numel() and not kind.startswith(("int", "uint")))
     ):
-        raise ValueError(
-            f"{name} has to be a list of integers, got a mask. Pass mask.nonzero()[0]."
-        )
-    numbers = as_tensor(list(given) if isinstance(given, range) else given, device)
+        mask = " For a mask pass mask.nonzero()[0]." if kind == "bool" else ""
+        raise ValueError(f"{name} has to be a list of integers, got {given!r}.{mask}")
     indices = numbers.long()
-    if indices.ndim != 1 or (indices.numel() and not torch.equal(indices, numbers)):
-        raise ValueError(f"{name} has to be a list of integers, got {given!r}.")
     outside = (indices < -size) | (indices >= size)
     if outside.any():
         raise IndexError(
