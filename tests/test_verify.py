@@ -90,6 +90,11 @@ def test_singular_triplets():
     assert report, report
     assert not verify.singular_triplets(J, -U, s, Vh)
     assert not verify.singular_triplets(J, U, s * 1.01, Vh)
+    # A v = sigma u holds for any v, if u and sigma are made of it
+    v = np.ones((1, 26)) / 26**0.5
+    image = J @ v.T
+    sigma = np.linalg.norm(image)
+    assert not verify.singular_triplets(J, image / sigma, np.array([sigma]), v)
     with pytest.raises(ValueError, match="as many columns of U as rows of Vh"):
         verify.singular_triplets(J, U[:, :2], s, Vh)
 

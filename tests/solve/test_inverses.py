@@ -493,16 +493,17 @@ def test_lsmr_is_the_pseudo_inverse(shape, rank, damp, dtype):
     assert "or A^H r" in str(report)
 
 
-def test_lsmr_takes_scipys_steps():
-    A, b = vectors(50, 30, torch.float64), vectors(50, None, torch.float64)
-    for damp in (0.0, 0.5):
-        inverse = LSMRInverseLinearOperator(A, damp=damp, atol=1e-9, btol=1e-9)
-        x = inverse @ b
-        theirs = spla.lsmr(
-            A.numpy(), b.numpy(), damp=damp, atol=1e-9, btol=1e-9, maxiter=99
-        )
-        assert inverse.last_solve.iterations[0] == theirs[2]
-        np.testing.assert_allclose(x.numpy(), theirs[0], atol=1e-12)
+@pytest.mark.parametrize("shape", [(50, 30), (30, 50)])
+@pytest.mark.parametrize("damp", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-4, 1e-9])
+def test_lsmr_takes_scipys_steps(shape, damp, tolerance):
+    A, b = vectors(*shape, torch.float64), vectors(shape[0], None, torch.float64)
+    options = {"damp": damp, "atol": tolerance, "btol": tolerance, "maxiter": 99}
+    inverse = LSMRInverseLinearOperator(A, **options)
+    x = inverse @ b
+    theirs = spla.lsmr(A.numpy(), b.numpy(), **options)
+    assert inverse.last_solve.iterations[0] == theirs[2]
+    np.testing.assert_allclose(x.numpy(), theirs[0], atol=1e-12)
 
 
 def test_lsmr_options_and_failures():
