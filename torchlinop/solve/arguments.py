@@ -38,6 +38,15 @@ def starting_vectors(x0: Array, A: TorchLinearOperator) -> Tensor:
     return start.unsqueeze(1) if start.ndim == 1 else start
 
 
+def one_for_each_column(start: Tensor, B: Tensor) -> Tensor:
+    """Return the starting vectors ``(N, 1)`` or ``(N, K)`` as a view ``(N, K)``."""
+    if start.shape[1] not in (1, B.shape[1]):
+        raise ValueError(
+            f"x0 has {start.shape[1]} columns, the right-hand side {B.shape[1]}."
+        )
+    return start.expand(-1, B.shape[1])
+
+
 def finite(name: str, value: float) -> float:
     """Return a real number."""
     number = float(value)

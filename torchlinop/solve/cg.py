@@ -12,6 +12,7 @@ from torchlinop.solve.columns import (
     add_columns,
     column_dots,
     column_norms,
+    dot,
     require_finite_iteration,
 )
 from torchlinop.solve.inverse import Callback, Correction, KrylovInverse
@@ -122,13 +123,13 @@ def conjugate_gradients(
     norm, reason, k = 0.0, "", 0
     z = system.precondition(r)
     p = z.clone()
-    rr = _dot(r, r)
+    rr = dot(r, r)
     residual_norm = rr**0.5
-    rz = _dot(r, z) if system.preconditioned else rr
+    rz = dot(r, z) if system.preconditioned else rr
     while residual_norm > tolerance and k < maxiter:
         _require_positive(rz)
         q = system.product(p)
-        curvature = _dot(p, q)
+        curvature = dot(p, q)
         if not curvature > 0:
             require_finite_iteration(np.array([curvature]), "CG", k + 1)
             refuse_indefinite(p, curvature, system)
@@ -136,12 +137,12 @@ def conjugate_gradients(
             break
         if k < 4 or k % 8 == 0:
             # |A p|^2 / p^H A p is a lower bound of the largest eigenvalue
-            norm = max(norm, _norm(q) ** 2 / curvature)
+            norm = max(norm, dot(q, q) / curvature)
         step = rz / curvature
         x.add_(p, alpha=step)
         r.sub_(q, alpha=step)
         k += 1
-        rr = _dot(r, r)
+        rr = dot(r, r)
         residual_norm = rr**0.5
         require_finite_iteration(np.array([residual_norm]), "CG", k)
         if callback is not None:
@@ -150,10 +151,8 @@ def conjugate_gradients(
             break
         z = system.precondition(r)
         previous = rz
-        rz = _dot(r, z) if system.preconditioned else rr
+        rz = dot(r, z) if system.preconditioned else rr
         torch.add(z, p, alpha=rz / previous, out=p)
-    if system.preconditioned:  # which has taken the large eigenvalues out of sight
-        norm = np.inf
     return Correction(x, np.array([k]), np.array([residual_norm]), norm, reason)
 
 
@@ -216,8 +215,6 @@ def block_conjugate_gradients(
         P = _orthonormalized(conjugate, system.eps, out=reuse)
         spare = conjugate if P is reuse else None
     add_columns(X.T, active, D.T)
-    if system.preconditioned:
-        norm = np.inf
     return Correction(X.T, iterations, norms, norm, reason)
 
 
@@ -226,14 +223,6 @@ def _rows(block: Tensor, rows: np.ndarray) -> Tensor:
     if len(rows) == len(block):
         return block
     return block[torch.as_tensor(rows, device=block.device)]
-
-
-def _dot(x: Tensor, y: Tensor) -> float:
-    return torch.vdot(x.reshape(-1), y.reshape(-1)).real.item()
-
-
-def _norm(x: Tensor) -> float:
-    return _dot(x, x) ** 0.5
 
 
 def _double(dtype: torch.dtype) -> torch.dtype:

@@ -31,13 +31,17 @@ def _column_norms(X: Tensor) -> np.ndarray:
     return torch.linalg.vector_norm(X, dim=0).double().cpu().numpy()
 
 
+def dot(x: Tensor, y: Tensor) -> float:
+    """Real part of ``x^H y`` for vectors ``(N,)`` or ``(N, 1)``."""
+    return torch.vdot(x.reshape(-1), y.reshape(-1)).real.item()
+
+
 def column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
     """Real parts of ``x_k^H y_k``, shape ``(K,)``, in float64 on the host."""
     if X.shape[1] == 1:
-        return np.array([torch.vdot(X.reshape(-1), Y.reshape(-1)).real.item()])
+        return np.array([dot(X, Y)])
     if _long_columns(X):
-        pairs = zip(X.T, Y.T, strict=True)
-        return np.array([torch.vdot(x, y).real.item() for x, y in pairs])
+        return np.array([dot(x, y) for x, y in zip(X.T, Y.T, strict=True)])
     products = X.conj() * Y if X.dtype.is_complex else X * Y
     return products.sum(dim=0).real.double().cpu().numpy()
 

@@ -3,8 +3,9 @@ r"""Inverses by a factorization of the dense matrix, for small problems."""
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
-from typing import Any, Self
+import functools
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torchlinop._kept import free_memory
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.solve.arguments import finite, square_operator
 from torchlinop.solve.report import NegativeCurvatureError
+from torchlinop.solve.system import random_vector
+
+Factors: TypeAlias = tuple[Tensor, ...]
 
 
 class _Factorization:
@@ -23,7 +27,9 @@ class _Factorization:
     entry by entry; a change by some rounding errors is none.
     """
 
-    def __init__(self, A: TorchLinearOperator, solver: str) -> None:
+    def __init__(
+        self, A: TorchLinearOperator, solver: str, factorize: Callable[[Tensor], Factors]
+    ) -> None:
         n = A.shape[0]
         needed = 3 * n * n * A.dtype.itemsize
         if needed > free_memory(A.device):
@@ -33,25 +39,20 @@ class _Factorization:
                 "MINRESInverseLinearOperator, which need no dense matrix."
             )
         self._A, self._solver = A, solver
-        generator = torch.Generator().manual_seed(0)
-        probe = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-        self._probe = probe.to(A.device, A.torch_dtype)
+        self._factorize = factorize
+        self._probe = random_vector(A, seed=0)
         self._image: Tensor | None = None
-        self.parts: tuple[Tensor, ...] = ()
+        self._factors: Factors = ()
 
-    @abstractmethod
-    def _factorize(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        """Factorize a Hermitian matrix."""
-
-    def refreshed(self) -> tuple[Tensor, ...]:
+    def refreshed(self) -> Factors:
         """Return the factors of the operator as it is now."""
         image = self._A._product(self._probe)
         tolerance = 16 * torch.finfo(image.dtype).eps
         old = self._image
         if old is None or not ((image - old).abs() <= tolerance * old.abs()).all():
-            self.parts = self._factorize(self._dense())
+            self._factors = self._factorize(self._dense())
             self._image = image
-        return self.parts
+        return self._factors
 
     def _dense(self) -> Tensor:
         matrix = self._A.to_dense()
@@ -71,25 +72,19 @@ class _Factorization:
         return (matrix + matrix.mH) / 2
 
 
-class _Cholesky(_Factorization):
-    def __init__(self, A: TorchLinearOperator, solver: str, damping: float) -> None:
-        super().__init__(A, solver)
-        self._damping = damping
-
-    def _factorize(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        matrix.diagonal().add_(self._damping)
-        L, info = torch.linalg.cholesky_ex(matrix)
-        if info.item():
-            values, vectors = torch.linalg.eigh(matrix)
-            raise NegativeCurvatureError(
-                "The matrix is not positive definite: its smallest eigenvalue is "
-                f"{values[0].item():.3e} (damping {self._damping:g} included). Increase "
-                "damping, or use EighInverseLinearOperator, which takes indefinite "
-                "matrices.",
-                vectors[:, 0],
-                values[0].item(),
-            )
-        return (L,)
+def _cholesky(matrix: Tensor, *, damping: float) -> Factors:
+    matrix.diagonal().add_(damping)
+    L, info = torch.linalg.cholesky_ex(matrix)
+    if info.item():
+        values, vectors = torch.linalg.eigh(matrix)
+        raise NegativeCurvatureError(
+            "The matrix is not positive definite: its smallest eigenvalue is "
+            f"{values[0].item():.3e} (damping {damping:g} included). Increase damping, or "
+            "use EighInverseLinearOperator, which takes indefinite matrices.",
+            vectors[:, 0],
+            values[0].item(),
+        )
+    return (L,)
 
 
 class CholeskyInverseLinearOperator(TorchLinearOperator):
@@ -127,7 +122,8 @@ class CholeskyInverseLinearOperator(TorchLinearOperator):
         super().__init__(A.shape, A.torch_dtype, A.device)
         self.A = A
         self.damping = finite("damping", damping)
-        self._factors = _Cholesky(A, "CholeskyInverseLinearOperator", self.damping)
+        factorize = functools.partial(_cholesky, damping=self.damping)
+        self._factors = _Factorization(A, "CholeskyInverseLinearOperator", factorize)
 
     def with_damping(self, damping: float) -> CholeskyInverseLinearOperator:
         """Return the inverse for another damping; it is factorized at its first use."""
@@ -141,10 +137,9 @@ class CholeskyInverseLinearOperator(TorchLinearOperator):
         return self
 
 
-class _Eigenvalues(_Factorization):
-    def _factorize(self, matrix: Tensor) -> tuple[Tensor, ...]:
-        values, vectors = torch.linalg.eigh(matrix)
-        return values, vectors
+def _eigenpairs(matrix: Tensor) -> Factors:
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors
 
 
 class EighInverseLinearOperator(TorchLinearOperator):
@@ -183,7 +178,7 @@ class EighInverseLinearOperator(TorchLinearOperator):
         super().__init__(A.shape, A.torch_dtype, A.device)
         self.A = A
         self.damping = finite("damping", damping)
-        self._factors = _Eigenvalues(A, "EighInverseLinearOperator")
+        self._factors = _Factorization(A, "EighInverseLinearOperator", _eigenpairs)
 
     def with_damping(self, damping: float) -> Self:
         """Return the inverse for another damping, at no cost."""

@@ -17,6 +17,7 @@ from torchlinop.solve.arguments import (
     at_least_zero,
     count,
     finite,
+    one_for_each_column,
     one_of_failures,
     square_operator,
     starting_vectors,
@@ -150,15 +151,10 @@ class KrylovInverse(TorchLinearOperator):
 
     def _blocks(self, B: Tensor) -> list[tuple[Tensor, Tensor | None]]:
         """Cut right-hand sides and starting vectors into blocks of bounded width."""
-        X0 = self._x0
-        if X0 is not None and X0.shape[1] not in (1, B.shape[1]):
-            raise ValueError(
-                f"x0 has {X0.shape[1]} columns, the right-hand side {B.shape[1]}."
-            )
         blocks = B.split(_MAX_BLOCK, dim=1)
-        if X0 is None:
+        if self._x0 is None:
             return [(block, None) for block in blocks]
-        starts = X0.expand(B.shape).split(_MAX_BLOCK, dim=1)
+        starts = one_for_each_column(self._x0, B).split(_MAX_BLOCK, dim=1)
         return list(zip(blocks, starts, strict=True))
 
     def _solve(self, system: System, B: Tensor, X0: Tensor | None) -> _Solved:
@@ -183,7 +179,12 @@ class KrylovInverse(TorchLinearOperator):
                 reason = "maxiter"
                 break
             found = self._iterate_scaled(
-                system, take(R, left), goal[left], budget, self._watching(X, left)
+                system,
+                take(R, left),
+                norms[left],
+                goal[left],
+                budget,
+                self._watching(X, left),
             )
             add_columns(X, left, found.solution)
             iterations[left] += found.iterations
@@ -193,7 +194,8 @@ class KrylovInverse(TorchLinearOperator):
             require_finite_iteration(lengths, self.solver, int(iterations.max()))
             # recurrences and true residuals drift apart by about eps |A| |x| (Greenbaum,
             # SIAM J. Matrix Anal. Appl. 18, 1997, doi.org/10.1137/S0895479895284944)
-            trusted = X0 is None and np.isfinite(found.norm)
+            # a preconditioner takes the large eigenvalues, and so |A|, out of sight
+            trusted = X0 is None and not system.preconditioned and np.isfinite(found.norm)
             if trusted:
                 drift = system.eps * found.norm * lengths[left]
                 trusted = (drift <= 0.5 * np.maximum(norms, tolerances)[left]).all()
@@ -214,12 +216,12 @@ class KrylovInverse(TorchLinearOperator):
         self,
         system: System,
         B: Tensor,
+        norms: np.ndarray,
         tolerances: np.ndarray,
         maxiter: int,
         callback: Callback | None,
     ) -> Correction:
         """Iterate on columns of moderate size where squares might under- or overflow."""
-        norms = column_norms(B)
         if are_moderate(norms):
             return self._iterate(system, B, tolerances, maxiter, callback)
         largest = B.abs().amax(dim=0)

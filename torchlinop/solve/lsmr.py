@@ -14,6 +14,7 @@ from torchlinop._typing import Array
 from torchlinop.solve.arguments import (
     at_least_zero,
     count,
+    one_for_each_column,
     one_of_failures,
     starting_vectors,
 )
@@ -126,14 +127,9 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         require_finite_columns(b_norms, "The right-hand side")
         X0, R = self._start(x)
         stops = _Stops(self.damp, self.atol, self.btol, self.conlim, self.maxiter)
-
-        def show(D: Tensor) -> None:
-            iterate = D.clone() if X0 is None else D + X0
-            if self._callback is not None:
-                self._callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
-
-        callback = show if self._callback else None
-        found = lsmr(A, adjoint, R, stops, b_norms=b_norms, X0=X0, callback=callback)
+        found = lsmr(
+            A, adjoint, R, stops, b_norms=b_norms, X0=X0, callback=self._watching(X0)
+        )
         offset = found.solution if X0 is None else found.solution.clone()
         if X0 is not None:
             found.solution.add_(X0)
@@ -167,15 +163,22 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         judge(report, found.solution, self.on_failure)
         return found.solution
 
+    def _watching(self, X0: Tensor | None) -> Callback | None:
+        callback = self._callback
+        if callback is None:
+            return None
+
+        def show(D: Tensor) -> None:
+            iterate = D if X0 is None else D + X0
+            callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
+
+        return show
+
     def _start(self, B: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return the starting vectors and what is left to be solved for."""
         if self._x0 is None:
             return None, B
-        if self._x0.shape[1] not in (1, B.shape[1]):
-            raise ValueError(
-                f"x0 has {self._x0.shape[1]} columns, the right-hand side {B.shape[1]}."
-            )
-        X0 = self._x0.expand(-1, B.shape[1])
+        X0 = one_for_each_column(self._x0, B)
         return X0, B - self.A._product(X0)
 
     def _adjoint(self) -> TorchLinearOperator:

@@ -14,7 +14,7 @@ from torchlinop.solve.arguments import count, finite, square_operator
 from torchlinop.solve.columns import column_dots, column_norms, require_finite_columns
 from torchlinop.solve.preconditioner import as_preconditioner, moved
 from torchlinop.solve.report import SolveReport
-from torchlinop.solve.system import System
+from torchlinop.solve.system import System, random_vector
 
 
 class NeumannInverseLinearOperator(TorchLinearOperator):
@@ -116,9 +116,8 @@ class NeumannInverseLinearOperator(TorchLinearOperator):
     def _apply(self, x: Tensor) -> Tensor:
         """Richardson's iteration: after K steps it has summed the series."""
         system = System(self.A, self.damping, self.preconditioner)
-        norms = column_norms(x)
-        require_finite_columns(norms, "The right-hand side")
-        first = norms
+        first = column_norms(x)
+        require_finite_columns(first, "The right-hand side")
         r = x.clone(memory_format=torch.contiguous_format)
         z = system.precondition(r)
         total = z.clone()
@@ -132,10 +131,9 @@ class NeumannInverseLinearOperator(TorchLinearOperator):
             z = system.precondition(r)
             total.add_(z)
             before, size = size, column_dots(r, z)
-            grown = size > before * (1 + 1e3 * system.eps) if symmetric else False
-            if np.any(grown & (size > 1e3 * system.eps**2 * first**2)):
-                self._refuse_divergence(k)
-            if not np.isfinite(size).all():
+            grown = symmetric & (size > before * (1 + 1e3 * system.eps))
+            grown &= size > 1e3 * system.eps**2 * first**2  # beyond rounding
+            if grown.any() or not np.isfinite(size).all():
                 self._refuse_divergence(k)
         norms = column_norms(r)
         if (norms > 10 * first).any():
@@ -227,9 +225,7 @@ def neumann_scale(
     if not A.shape[0]:
         raise ValueError("A 0 x 0 matrix has no eigenvalues.")
     system = System(A, damping, as_preconditioner(preconditioner, A, "preconditioner"))
-    generator = torch.Generator().manual_seed(seed)
-    v = torch.randn(A.shape[0], 1, generator=generator, dtype=torch.float64)
-    v = v.to(A.device, A.torch_dtype)
+    v = random_vector(A, seed=seed)
     z = system.precondition(v)
     alphas: list[float] = []
     betas: list[float] = []

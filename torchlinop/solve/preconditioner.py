@@ -30,11 +30,8 @@ def as_preconditioner(M: Any, A: TorchLinearOperator, name: str) -> Any:
     if M is None:
         return None
     try:
-        M = (
-            M
-            if isinstance(M, TorchLinearOperator)
-            else aslinearoperator(M, device=A.device)
-        )
+        if not isinstance(M, TorchLinearOperator):
+            M = aslinearoperator(M, device=A.device)
     except TypeError as error:
         raise TypeError(
             f"{name} has to be an operator or a matrix that approximates the inverse of A, "

@@ -10,6 +10,13 @@ from torchlinop._operator import TorchLinearOperator
 from torchlinop.solve.columns import column_norms
 
 
+def random_vector(A: TorchLinearOperator, *, seed: int) -> Tensor:
+    """Return a normal vector ``(N, 1)`` for ``A``, the same on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(A.shape[1], 1, generator=generator, dtype=torch.float64)
+    return v.to(A.device, A.torch_dtype)
+
+
 class System:
     """``A + damping I`` and a preconditioner, as functions of ``(N, K)`` blocks."""
 
@@ -36,10 +43,7 @@ class System:
 
     def norm(self) -> float:
         """Estimate the norm of the matrix by a few steps of the power method."""
-        generator = torch.Generator().manual_seed(0)
-        n, dtype = self._A.shape[0], self._A.torch_dtype
-        v = torch.randn(n, 1, generator=generator, dtype=torch.float64)
-        v = v.to(self._A.device, dtype)
+        v = random_vector(self._A, seed=0)
         size = float(column_norms(v)[0])
         for _ in range(5):
             v = self.product(v / size)
