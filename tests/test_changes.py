@@ -252,7 +252,7 @@ def test_memory_budget(problem, budget, shuffle):
     for _ in range(6):
         x = torch.randn(H.shape[0], dtype=torch.float64)
         torch.testing.assert_close(H @ x, expected @ x, **CLOSE)
-    kept = len(H._maps._kept)
+    kept = len(H._maps._kept.maps)
     if budget is None:
         assert kept == 5
     elif budget > one._maps.nbytes and not shuffle:
@@ -466,7 +466,7 @@ def test_an_operator_is_freed_without_the_cyclic_collector(problem):
             A = operator(*problem.arguments)
             for _ in range(6):
                 A @ np.ones(A.shape[0])
-            kept = weakref.ref(next(iter(A._maps._kept.values())))
+            kept = weakref.ref(next(iter(A._maps._kept.maps.values())))
             del A
             assert kept() is None
     finally:

@@ -316,22 +316,21 @@ def test_loss_that_returns_no_scalar(problem):
     def loss(prediction, target):
         return nn.functional.cross_entropy(prediction, target, reduction="none")
 
-    H = _build(problem._replace(loss=loss), problem.data, reduction="mean")
     with pytest.raises(ValueError, match=r"has to return a scalar tensor, got \(5,\)"):
-        H @ np.ones(27)
+        _build(problem._replace(loss=loss), problem.data, reduction="mean")
 
 
 def test_prediction_and_target_of_two_shapes():
     model = nn.Linear(2, 1)
     data = [(torch.ones(3, 2), torch.ones(3))]
-    H = HessianLinearOperator(model, nn.MSELoss(), model.parameters(), data)
     with pytest.raises(ValueError, match=r"\(3, 1\) and the target has shape \(3,\)"):
-        H @ np.ones(3)
+        HessianLinearOperator(model, nn.MSELoss(), model.parameters(), data)
 
 
-def test_fisher_of_an_unknown_likelihood(problem):
+def test_fisher_of_an_unknown_likelihood():
+    problem = regression(nn.HuberLoss())
     with pytest.raises(TypeError, match="GGNLinearOperator, which takes any loss"):
-        FisherMCLinearOperator(problem.model, nn.HuberLoss(), problem.params, problem.data)
+        FisherMCLinearOperator(*problem.arguments)
 
 
 @pytest.mark.parametrize("mc_samples", [0, -1, 1.5, None, "2"])

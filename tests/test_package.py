@@ -16,8 +16,8 @@ ROOT = Path(torchlinop.__file__).parent
 LAYERS = [
     ["_typing"],
     ["_watch", "_interchange", "_space", "autodiff", "data"],
-    ["_operator", "_kept"],
-    ["structured", "risk"],
+    ["_operator", "sources"],
+    ["structured", "_kept"],
     ["curvature", "solve"],
     ["examples", "verify"],
     ["__init__"],
@@ -27,7 +27,8 @@ LAYERS = [
 STRANGERS = [
     ("autodiff", "data"),
     ("autodiff", "_space"),
-    ("structured", "risk"),
+    ("_operator", "sources"),
+    ("structured", "_kept"),
     ("curvature", "solve"),
 ]
 

@@ -11,7 +11,6 @@ from torchlinop.curvature import (
     HessianLinearOperator,
     JacobianLinearOperator,
 )
-from torchlinop.risk import EmpiricalRisk
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -29,6 +28,7 @@ from torchlinop.solve import (
     multishift_cg,
     neumann_scale,
 )
+from torchlinop.sources import EmpiricalRisk, Options
 from torchlinop.structured import (
     DiagonalLinearOperator,
     IdentityLinearOperator,
@@ -55,6 +55,7 @@ __all__ = [
     "NegativeCurvatureError",
     "NeumannInverseLinearOperator",
     "NystromPreconditioner",
+    "Options",
     "ParameterSpace",
     "Preconditioner",
     "SolveReport",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from torchlinop._watch import Watch
 from torchlinop.autodiff.columns import BlockState, apply_rows
-from torchlinop.autodiff.linearize import EXCLUSIVE
+from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
+from torchlinop.sources.protocol import Source
 
 
 class LinearMap(Protocol):
@@ -35,61 +37,70 @@ class KeptLinearizations(Generic[Map]):
     Parameters
     ----------
     source
-        An :class:`~torchlinop.risk.EmpiricalRisk`, or one of its relatives.
+        What is linearized.
     linearize
         Builds the linear map of one batch.
+    ordered
+        Whether the maps belong to places in the order of the data.
     """
 
-    def __init__(self, source: Any, linearize: Callable[[Batch], Map]) -> None:
+    def __init__(
+        self, source: Source, linearize: Callable[[Batch], Map], *, ordered: bool = False
+    ) -> None:
+        if ordered:
+            source.batches.require_order()
         self._source = source
         self._linearize = linearize
-        self.block_state = BlockState()
+        self._ordered = ordered
         self._streams: set[torch.cuda.Stream] = set()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._kept: dict[int, Map] = {}
-        self._watches = [self._source.watch()]
-        self._bytes = 0
-        self._full = self._source.cache is False
-        self._complete = False
-        self._budget: float | None = None
+        self.block_state = BlockState()
+        self._kept: _Kept[Map] = _Kept(source)
 
     def refresh(self) -> None:
-        """Forget what is kept and look at model and data anew."""
-        self._source.survey()
-        self._forget()
+        """Forget what is kept and look at function and data anew.
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Graphs cannot be pickled; they are rebuilt on demand."""
-        return {"_source": self._source, "_linearize": self._linearize}
+        After an error or an interrupt what was kept is kept still.
+        """
+        with EXCLUSIVE:
+            self._source.survey()
+            if self._ordered:
+                self._source.batches.require_order()
+            self._kept = _Kept(self._source)
+            self.block_state = BlockState()
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**{k.removeprefix("_"): v for k, v in state.items()})  # type: ignore[misc]
+    def __reduce__(self) -> Any:
+        """Pickle how the maps are made: graphs cannot be, and are made again on demand."""
+        make = functools.partial(KeptLinearizations, ordered=self._ordered)
+        return make, (self._source, self._linearize)
 
     @property
     def nbytes(self) -> int:
         """Bytes that the kept linearizations hold."""
-        return self._bytes
+        return self._kept.nbytes
 
-    def visit(self, use: Callable[[Map], None]) -> None:
-        """Call ``use`` with every map in turn; stale ones are rebuilt first."""
+    @contextmanager
+    def current(self) -> Iterator[Iterable[Map]]:
+        """The maps of all batches as they are now, to be used within this context.
+
+        Stale ones are built anew. While maps are being built no other thread gets any.
+        """
         with EXCLUSIVE:
+            kept = self._up_to_date()
             self._follow_stream()
-            for watch in self._watches:
-                if watch.changed():
-                    self.refresh()
-                    break
-            if not self._complete:  # one thread builds at a time
-                with contextlib.closing(self._building_pass()) as maps:
-                    for linear_map in maps:
-                        use(linear_map)
+            if not kept.complete:
+                with closing(self._build(kept)) as maps:
+                    yield maps
                 self._lead_streams()
                 return
-            kept = list(self._kept.values())
-        for linear_map in kept:
-            use(linear_map)
+        yield kept.maps.values()
         self._lead_streams()
+
+    def _up_to_date(self) -> _Kept[Map]:
+        if self._source.changed() or self._kept.data_changed():
+            self.refresh()
+        elif self._kept.look != self._source.looks:  # another operator has looked
+            self._kept = _Kept(self._source)
+        return self._kept
 
     def _follow_stream(self) -> None:
         """Let a CUDA stream wait for those on which maps were made or last used."""
@@ -110,36 +121,17 @@ class KeptLinearizations(Generic[Map]):
             for other in self._streams - {stream}:
                 other.wait_stream(stream)
 
-    def _building_pass(self) -> Generator[Map]:
-        if self._source.batches.shuffles:  # parts of two orders do not add up
-            self._kept.clear()
-            self._bytes = 0
-        for batch in self._source.batches:
-            kept = self._kept.get(batch.position)
-            if kept is None:
-                kept = self._linearize(batch)
-                self._keep(batch, kept)
-            yield kept
-        self._complete = len(self._kept) == self._source.batches.num_batches
-
-    def _keep(self, batch: Batch, linear_map: Map) -> None:
-        if self._full:
-            return
-        if self._source.cache == "auto":
-            if self._budget is None:
-                device = self._source.space.device
-                given = self._source.memory_budget
-                self._budget = free_memory(device) if given is None else given
-            if self._bytes + linear_map.nbytes > self._budget:
-                self._full = True
-                if self._source.batches.shuffles:  # parts of two orders do not add up
-                    self._kept.clear()
-                    self._bytes = 0
-                return
-        self._kept[batch.position] = linear_map
-        self._bytes += linear_map.nbytes
-        if not self._source.batches.lasts:  # else the source watches them
-            self._watches.append(Watch(batch.sources))
+    def _build(self, kept: _Kept[Map]) -> Generator[Map]:
+        batches = self._source.batches
+        if batches.shuffles:  # parts of two orders do not add up
+            kept.clear()
+        for batch in batches:
+            linear_map = kept.maps.get(batch.position)
+            if linear_map is None:
+                linear_map = self._linearize(batch)
+                kept.add(batch, linear_map)
+            yield linear_map
+        kept.complete = len(kept.maps) == batches.num_batches
 
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""
@@ -156,30 +148,64 @@ class KeptLinearizations(Generic[Map]):
         """
         if x.shape[1] == 1:
             v = x.reshape(-1).contiguous()
-            return self.retrying(lambda: self._total_of_one(v)).unsqueeze(1)
+            return self.retrying(lambda: self._sum(lambda f: f(v))).unsqueeze(1)
         rows = x.T.contiguous()
-        return self.retrying(lambda: self._total_of_rows(rows)).T
+        return self.retrying(lambda: self._sum(lambda f: self.block(f, rows, f))).T
 
-    def _total_of_one(self, v: Tensor) -> Tensor:
-        total: list[Tensor] = []
+    def _sum(self, product: Callable[[Any], Tensor]) -> Tensor:
+        total = None
+        with self.current() as maps:
+            for linear_map in maps:
+                part = product(linear_map)
+                total = part if total is None else total.add_(part)
+        assert total is not None  # no data is no risk
+        return total
 
-        def add(linear_map: Any) -> None:
-            part = linear_map(v)
-            total[:] = [total[0].add_(part) if total else part]
+    def block(self, function: Any, rows: Tensor, linear_map: LinearMap) -> Tensor:
+        """Apply a function of ``linear_map`` to rows: in blocks where that pays."""
+        return apply_rows(function, rows, nbytes=linear_map.nbytes, state=self.block_state)
 
-        self.visit(add)
-        return total[0]
 
-    def _total_of_rows(self, rows: Tensor) -> Tensor:
-        total: list[Tensor] = []
+class _Kept(Generic[Map]):
+    """The maps that belong to one look at a source."""
 
-        def add(linear_map: Any) -> None:
-            nbytes = linear_map.nbytes
-            part = apply_rows(linear_map, rows, nbytes=nbytes, state=self.block_state)
-            total[:] = [total[0].add_(part) if total else part]
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.look = source.looks
+        self._watches: list[Watch] = []
+        self._full = source.options.cache is False
+        self._budget: float | None = None
+        self.maps: dict[int, Map] = {}
+        self.nbytes = 0
+        #: whether there is one of each batch
+        self.complete = False
 
-        self.visit(add)
-        return total[0]
+    def data_changed(self) -> bool:
+        """Whether batches of a loader have changed in place."""
+        return any(watch.changed() for watch in self._watches)
+
+    def clear(self) -> None:
+        self.maps.clear()
+        self.nbytes = 0
+
+    def add(self, batch: Batch, linear_map: Map) -> None:
+        """Keep a map if it fits."""
+        if self._full:
+            return
+        if self._source.options.cache == "auto":
+            if self._budget is None:
+                given = self._source.options.memory_budget
+                device = self._source.space.device
+                self._budget = free_memory(device) if given is None else given
+            if self.nbytes + linear_map.nbytes > self._budget:
+                self._full = True
+                if self._source.batches.shuffles:  # parts of two orders do not add up
+                    self.clear()
+                return
+        if not self._source.batches.lasts:  # else the source watches them
+            self._watches.append(Watch(batch.sources))
+        self.maps[batch.position] = linear_map
+        self.nbytes += linear_map.nbytes
 
 
 def free_memory(device: torch.device) -> float:

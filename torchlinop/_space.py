@@ -74,6 +74,7 @@ class ParameterSpace:
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dim = sum(self.sizes)
         self._templates = [t.detach() for t in tensors.values()]
+        self._pairs = [i for i, s in enumerate(self.shapes) if s[-1:] == (2,)]
         self._needs_cast = self.dtype != self.parameter_dtype
 
     def split(self, v: Tensor) -> list[Tensor]:
@@ -81,10 +82,14 @@ class ParameterSpace:
         if self._needs_cast:
             v = v.to(self.parameter_dtype)
         if v.ndim == 1:
-            return list(unflatten(v, self._templates))
-        k = v.shape[0]
-        parts = v.split(self.sizes, dim=1)
-        return [p.reshape(k, *s) for p, s in zip(parts, self.shapes, strict=True)]
+            parts = list(unflatten(v, self._templates))
+        else:
+            k = v.shape[0]
+            blocks = v.split(self.sizes, dim=1)
+            parts = [b.reshape(k, *s) for b, s in zip(blocks, self.shapes, strict=True)]
+        for i in self._pairs:  # that may be seen as complex numbers
+            parts[i] = aligned(parts[i])
+        return parts
 
     def join(self, tensors: Sequence[Tensor], *, batched: bool = False) -> Tensor:
         """Inverse of :meth:`split`: a fresh ``(dim,)`` or ``(K, dim)`` tensor."""
@@ -129,6 +134,15 @@ class ParameterSpace:
             f"ParameterSpace(dim={self.dim}, tensors={len(self.names)}, "
             f"dtype={self.dtype}, device={self.device})"
         )
+
+
+def aligned(x: Tensor) -> Tensor:
+    """Return a tensor with pairs in its last dimension such that they can be complex.
+
+    ``torch.view_as_complex`` refuses those that begin at an odd place.
+    """
+    odd = x.storage_offset() % 2 or any(s % 2 for s in x.stride()[:-1])
+    return x.clone(memory_format=torch.contiguous_format) if odd else x
 
 
 def _only(attribute: str, tensors: Mapping[str, Tensor]) -> Any:

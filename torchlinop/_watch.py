@@ -58,6 +58,9 @@ class Watch:
         watched = {id(t): t for t in tensors}
         for module in modules:
             for child in module.modules():
+                if isinstance(child, torch.jit.ScriptModule):  # it has no slots
+                    watched |= {id(t): t for t in (*child.parameters(), *child.buffers())}
+                    continue
                 for slots in (child._parameters, child._buffers, child._modules):
                     self._sizes.append((slots, len(slots)))
                     for name, value in slots.items():

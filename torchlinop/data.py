@@ -36,6 +36,14 @@ class Batch:
     sources: tuple[Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What a pass over the data has found."""
+
+    digests: tuple[int, ...]
+    shuffles: bool
+
+
 class DataChangedError(RuntimeError):
     """The data yields something else than in an earlier pass."""
 
@@ -53,8 +61,6 @@ class DataSource:
     batch_size
         Number of samples in an ``X``. By default the first dimension of the first tensor
         found in it.
-    ordered
-        Whether the order of the samples matters to the caller.
     progressbar
         Show progress over the batches of every pass.
 
@@ -70,19 +76,16 @@ class DataSource:
         device: torch.device,
         *,
         batch_size: Callable[[Any], int] | None = None,
-        ordered: bool = False,
         progressbar: bool = False,
     ) -> None:
         _check_reiterable(data)
         self._data = data
         self._device = device
         self._batch_size = batch_size or _leading_dimension
-        self._ordered = ordered
         self._progressbar = progressbar
-        self._digests: list[int] = []
-        self.shuffles = False
+        self._survey = Survey((), False)
 
-    def survey(self, look: Callable[[Batch], None]) -> None:
+    def survey(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         """Pass over the data once and ``look`` at every batch.
 
         Records what later passes are checked against. Tensors stay where they are.
@@ -98,17 +101,34 @@ class DataSource:
                 "data is empty: it yielded no (X, y). If it is a generator or an "
                 "iterator that was used before, pass a list or a DataLoader."
             )
-        self._digests = digests
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)  # data that draws its order shows it
             first = self._batch(0, next(iter(self._data)))
-        self.shuffles = _is_shuffled(self._data) or _digest(first) != digests[0]
-        if self.shuffles and self._ordered:
+        shuffles = _is_shuffled(self._data) or _digest(first) != digests[0]
+        return Survey(tuple(digests), shuffles)
+
+    def accept(self, survey: Survey) -> None:
+        """Check later passes against this survey."""
+        self._survey = survey
+
+    @property
+    def shuffles(self) -> bool:
+        """Whether every pass has an order of its own."""
+        return self._survey.shuffles
+
+    def require_order(self) -> None:
+        """Refuse data that shuffles."""
+        if self.shuffles:
             raise ValueError(
                 "The data comes in another order in every pass (it is shuffled), but "
                 "this operator's rows or samples follow the order. Pass a list of "
                 "batches, or a DataLoader with shuffle=False."
             )
+
+    def moved(self, batch: Batch) -> Batch:
+        """Return a batch with its tensors on the device."""
+        X, y = pytree.tree_map_only(Tensor, self._move, (batch.X, batch.y))
+        return replace(batch, X=X, y=y)
 
     def lasting_tensors(self) -> list[Tensor]:
         """Tensors that every pass reads: those of a list, or behind a DataLoader."""
@@ -144,7 +164,7 @@ class DataSource:
     @property
     def num_batches(self) -> int:
         """Number of batches, once surveyed."""
-        return len(self._digests)
+        return len(self._survey.digests)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, on the device; notice data that changed between passes."""
@@ -159,7 +179,7 @@ class DataSource:
         for index, item in enumerate(items):
             batch = self._batch(index, item)
             if not self.shuffles and (
-                index >= self.num_batches or _digest(batch) != self._digests[index]
+                index >= self.num_batches or _digest(batch) != self._survey.digests[index]
             ):
                 raise DataChangedError(
                     f"Batch {index} of the data is not the one that an earlier pass "
@@ -167,8 +187,7 @@ class DataSource:
                     "one-shot iterator."
                 )
             count += 1
-            X, y = pytree.tree_map_only(Tensor, self._move, (batch.X, batch.y))
-            yield replace(batch, X=X, y=y)
+            yield self.moved(batch)
         if count != self.num_batches:
             raise DataChangedError(
                 f"The data yielded {count} batches in this pass and {self.num_batches} "

@@ -78,7 +78,7 @@ def own_share(G: HessianLinearOperator, calls: int = 2000) -> float:
     """
     v = np.random.default_rng(0).random(G.shape[1], dtype=np.float32)
     G @ v
-    replayed = next(iter(G._maps._kept.values()))._replayed
+    replayed = next(iter(G._maps._kept.maps.values()))._replayed
     run, inside, outside = replayed._run, [], []
 
     def timed(x: Tensor) -> Tensor:

@@ -10,45 +10,15 @@ Blocks of vectors have the block dimension first: ``(K, *shape)``.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchlinop.autodiff.rules import Corrections, SecondOrderRules
-
-#: held while a model is evaluated or looked at: a functional call puts other tensors in
-#: the place of its parameters, and some flags that are set belong to the whole process
-EXCLUSIVE = threading.RLock()
+from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
-
-
-@contextmanager
-def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
-    """Evaluate a model such that its second derivatives exist, leaving no trace.
-
-    Gradient mode is on, automatic mixed precision off, fused attention replaced by the
-    explicit formula, and the random state is restored on the way out.
-    """
-    with EXCLUSIVE:
-        yield from _recording(device, rules)
-
-
-def _recording(device: torch.device, rules: bool) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(SecondOrderRules() if rules else Corrections())
-        yield
 
 
 class HessianProduct:

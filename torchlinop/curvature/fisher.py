@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import operator
-from typing import Unpack
+from functools import partial
+from typing import Any
 
 from torch import Generator, Tensor
 
-from torchlinop._kept import KeptLinearizations
-from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.losses import (
     CrossEntropy,
@@ -16,12 +15,13 @@ from torchlinop.autodiff.losses import (
     LikelihoodLoss,
     row_dimension,
 )
-from torchlinop.curvature.ggn import GaussNewtonBuilder
+from torchlinop.curvature.gauss_newton import gauss_newton_map
+from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
-from torchlinop.risk import EmpiricalRisk, RiskOptions
+from torchlinop.sources import EmpiricalRisk
 
 
-class FisherMCLinearOperator(TorchLinearOperator):
+class FisherMCLinearOperator(SummedLinearOperator):
     r"""Monte-Carlo approximation of the Fisher information matrix.
 
     .. math::
@@ -78,14 +78,14 @@ class FisherMCLinearOperator(TorchLinearOperator):
 
     def __init__(
         self,
-        model: Model,
-        loss_function: Loss,
-        params: Parameters,
-        data: Data,
+        model: Model | EmpiricalRisk,
+        loss_function: Loss | None = None,
+        params: Parameters | None = None,
+        data: Data | None = None,
         *,
         mc_samples: int = 1,
         seed: int = 0,
-        **options: Unpack[RiskOptions],
+        **options: Any,
     ) -> None:
         try:
             self.mc_samples = operator.index(mc_samples)
@@ -96,31 +96,18 @@ class FisherMCLinearOperator(TorchLinearOperator):
             ) from error
         if self.mc_samples < 1:
             raise ValueError(f"mc_samples has to be at least 1, got {mc_samples}.")
-        risk = EmpiricalRisk(model, loss_function, params, data, ordered=True, **options)
+        risk = as_risk(model, loss_function, params, data, options)
         if not isinstance(risk.loss, LikelihoodLoss):
             raise TypeError(
                 "Labels can be drawn for CrossEntropyLoss, MSELoss and "
-                f"BCEWithLogitsLoss only; the likelihood of {loss_function!r} is not "
+                f"BCEWithLogitsLoss only; the likelihood of {risk.loss_function!r} is not "
                 "known. Use GGNLinearOperator, which takes any loss."
             )
-        self.space = risk.space
-        n = self.space.dim
-        super().__init__((n, n), self.space.dtype, self.space.device)
-        sampled = _SampledGradients(risk, self.mc_samples, self.seed)
-        self._maps = KeptLinearizations(risk, GaussNewtonBuilder(risk, sampled))
-
-    def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.total(x)
-
-    def _adjoint(self) -> TorchLinearOperator:
-        return self
-
-    def refresh(self) -> None:
-        """Forget everything that was kept, after changes that could not be noticed."""
-        self._maps.refresh()
+        sampled = _SampledGradients(self.mc_samples, self.seed)
+        super().__init__(risk, partial(gauss_newton_map, risk, sampled), ordered=True)
 
 
-class EFLinearOperator(TorchLinearOperator):
+class EFLinearOperator(SummedLinearOperator):
     r"""Empirical Fisher: the uncentred second moment of the data's gradients.
 
     .. math:: E = \frac1Z \sum_n g_n g_n^\top, \qquad
@@ -157,63 +144,46 @@ class EFLinearOperator(TorchLinearOperator):
 
     def __init__(
         self,
-        model: Model,
-        loss_function: Loss,
-        params: Parameters,
-        data: Data,
-        **options: Unpack[RiskOptions],
+        model: Model | EmpiricalRisk,
+        loss_function: Loss | None = None,
+        params: Parameters | None = None,
+        data: Data | None = None,
+        **options: Any,
     ) -> None:
-        risk = EmpiricalRisk(model, loss_function, params, data, **options)
-        self.space = risk.space
-        n = self.space.dim
-        super().__init__((n, n), self.space.dtype, self.space.device)
-        gradients = _DataGradients(risk)
-        self._maps = KeptLinearizations(risk, GaussNewtonBuilder(risk, gradients))
-
-    def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.total(x)
-
-    def _adjoint(self) -> TorchLinearOperator:
-        return self
-
-    def refresh(self) -> None:
-        """Forget everything that was kept, after changes that could not be noticed."""
-        self._maps.refresh()
+        risk = as_risk(model, loss_function, params, data, options)
+        super().__init__(risk, partial(gauss_newton_map, risk, _data_gradients))
 
 
 class _SampledGradients:
     """Outer products of gradients at labels drawn from the model's likelihood."""
 
-    def __init__(self, risk: EmpiricalRisk, mc_samples: int, seed: int) -> None:
-        self._risk = risk
+    def __init__(self, mc_samples: int, seed: int) -> None:
         self._mc_samples = mc_samples
         #: state of the generator before each batch, so that any can be drawn again
         self._states: dict[int, Tensor] = {}
         self._states[0] = Generator("cpu").manual_seed(seed).get_state()
 
-    def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
-        loss = self._risk.loss
+    def __call__(
+        self, risk: EmpiricalRisk, prediction: Tensor, batch: Batch
+    ) -> HessianProduct:
+        loss = risk.loss
         assert isinstance(loss, LikelihoodLoss)
         generator = Generator("cpu")
         generator.set_state(self._states[batch.position])
         samples = loss.sample_gradients(prediction, batch.y, self._mc_samples, generator)
         self._states[batch.position + 1] = generator.get_state()
-        samples = samples / (self._mc_samples * self._risk.normalizer) ** 0.5
-        return _outer_products(samples, _row_dimension(self._risk, prediction))
+        samples = samples / (self._mc_samples * risk.normalizer) ** 0.5
+        return _outer_products(samples, _row_dimension(risk, prediction))
 
 
-class _DataGradients:
+def _data_gradients(
+    risk: EmpiricalRisk, prediction: Tensor, batch: Batch
+) -> HessianProduct:
     """Outer products of the data's own gradients."""
-
-    def __init__(self, risk: EmpiricalRisk) -> None:
-        self._risk = risk
-
-    def __call__(self, prediction: Tensor, batch: Batch) -> HessianProduct:
-        leaf = prediction.detach().requires_grad_()
-        gradient = self._risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
-        gradient = self._risk.normalizer**-0.5 * gradient.detach()
-        dim = _row_dimension(self._risk, prediction)
-        return _outer_products(gradient.unsqueeze(0), dim)
+    leaf = prediction.detach().requires_grad_()
+    gradient = risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
+    gradient = risk.normalizer**-0.5 * gradient.detach()
+    return _outer_products(gradient.unsqueeze(0), _row_dimension(risk, prediction))
 
 
 def _row_dimension(risk: EmpiricalRisk, prediction: Tensor) -> int | None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchlinop._kept import KeptLinearizations
-from torchlinop._operator import TorchLinearOperator
-from torchlinop._space import ParameterSpace
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.diagnose import require_twice_differentiable
 from torchlinop.autodiff.linearize import HessianProduct, retained_bytes
 from torchlinop.autodiff.replay import Replayed
+from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
-from torchlinop.risk import EmpiricalRisk, RiskOptions, TorchFunction
+from torchlinop.sources import EmpiricalRisk, ScalarSource, TorchFunction
 
 
-class HessianLinearOperator(TorchLinearOperator):
+class HessianLinearOperator(SummedLinearOperator):
     r"""Hessian of the empirical risk, :math:`\nabla_\theta^2 L(\theta)`.
 
     Symmetric, in general indefinite.
@@ -57,17 +56,21 @@ class HessianLinearOperator(TorchLinearOperator):
 
     def __init__(
         self,
-        model: Model,
-        loss_function: Loss,
-        params: Parameters,
-        data: Data,
-        **options: Unpack[RiskOptions],
+        model: Model | EmpiricalRisk | TorchFunction,
+        loss_function: Loss | None = None,
+        params: Parameters | None = None,
+        data: Data | None = None,
+        **options: Any,
     ) -> None:
-        risk = EmpiricalRisk(model, loss_function, params, data, **options)
-        self._setup(risk, _OfRisk(risk))
+        source: ScalarSource
+        if isinstance(model, TorchFunction):
+            source = model
+        else:
+            source = as_risk(model, loss_function, params, data, options)
+        super().__init__(source, partial(_hessian_map, source))
 
-    @classmethod
-    def from_function(cls, f: Callable[[Any], Tensor], x: Any) -> HessianLinearOperator:
+    @staticmethod
+    def from_function(f: Callable[[Any], Tensor], x: Any) -> HessianLinearOperator:
         """Hessian of any scalar torch function at ``x``.
 
         Parameters
@@ -86,41 +89,32 @@ class HessianLinearOperator(TorchLinearOperator):
         >>> H @ torch.tensor([1.0, 2.0])
         tensor([ 6., 12.])
         """
-        operator = cls.__new__(cls)
-        function = TorchFunction(f, x)
-        operator._setup(function, _OfFunction(function))
-        return operator
+        return HessianLinearOperator(TorchFunction(f, x))
 
-    def _setup(self, source: EmpiricalRisk | TorchFunction, build: Any) -> None:
-        self.space: ParameterSpace = source.space
-        n = self.space.dim
-        super().__init__((n, n), self.space.dtype, self.space.device)
-        self._maps: KeptLinearizations[_HessianMap] = KeptLinearizations(source, build)
 
-    def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.total(x)
+def _hessian_map(source: ScalarSource, batch: Batch) -> _HessianMap:
+    """Linearize the gradient of one batch's share."""
 
-    def _adjoint(self) -> TorchLinearOperator:
-        return self
+    def build(leaves: list[Tensor]) -> tuple[HessianProduct, int]:
+        output, slope = source.differential(leaves, batch)
+        if not output.requires_grad:
+            return HessianProduct([None] * len(leaves), leaves), 0
+        require_twice_differentiable([output, slope])
+        gradient = torch.autograd.grad(
+            output, leaves, slope, create_graph=True, allow_unused=True
+        )
+        product = HessianProduct(gradient, leaves)
+        return product, retained_bytes(product.graph, (*leaves, *batch.sources))
 
-    def refresh(self) -> None:
-        """Forget everything that was kept, after changes that could not be noticed.
-
-        Needed only after writing through ``.data`` on a GPU, or after changing something
-        other than parameters, buffers and data (a Python attribute of the model).
-        """
-        self._maps.refresh()
+    product, nbytes = source.record(batch, build)
+    return _HessianMap(product, source, batch, nbytes)
 
 
 class _HessianMap:
     """One batch's Hessian as a function of rows."""
 
     def __init__(
-        self,
-        product: HessianProduct,
-        source: EmpiricalRisk | TorchFunction,
-        batch: Batch,
-        nbytes: int,
+        self, product: HessianProduct, source: ScalarSource, batch: Batch, nbytes: int
     ) -> None:
         self._product = product
         self._source = source
@@ -140,57 +134,3 @@ class _HessianMap:
             return space.join(self._product(space.split(v)))
         except (RuntimeError, NotImplementedError) as error:
             raise self._source.explained(error, self._batch) from error
-
-
-class _OfRisk:
-    """Builds the Hessian of one batch's share of the risk."""
-
-    def __init__(self, risk: EmpiricalRisk) -> None:
-        self._risk = risk
-
-    def __call__(self, batch: Batch) -> _HessianMap:
-        risk = self._risk
-
-        def build(leaves: list[Tensor]) -> tuple[HessianProduct, int]:
-            prediction = risk.predict(leaves, batch.X)
-            if not prediction.requires_grad:
-                return HessianProduct([None] * len(leaves), leaves), 0
-            require_twice_differentiable([prediction])
-            scale = 1 / risk.normalizer
-            slope = risk.loss.gradient(prediction, batch.y, batch.size, scale)
-            gradient = torch.autograd.grad(
-                prediction, leaves, slope, create_graph=True, allow_unused=True
-            )
-            product = HessianProduct(gradient, leaves)
-            return product, retained_bytes(product.graph, (*leaves, *batch.sources))
-
-        product, nbytes = risk.record(batch, build)
-        return _HessianMap(product, risk, batch, nbytes)
-
-
-class _OfFunction:
-    """Builds the Hessian of a function."""
-
-    def __init__(self, function: TorchFunction) -> None:
-        self._function = function
-
-    def __call__(self, batch: Batch) -> _HessianMap:
-        def build(leaves: list[Tensor]) -> tuple[HessianProduct, int]:
-            value = self._function.predict(leaves)
-            if value.numel() != 1:
-                raise ValueError(
-                    "The Hessian is that of a scalar function, but f returned shape "
-                    f"{tuple(value.shape)}. For a vector-valued function use "
-                    "JacobianLinearOperator.from_function."
-                )
-            if not value.requires_grad:
-                return HessianProduct([None] * len(leaves), leaves), 0
-            require_twice_differentiable([value])
-            gradient = torch.autograd.grad(
-                value.sum(), leaves, create_graph=True, allow_unused=True
-            )
-            product = HessianProduct(gradient, leaves)
-            return product, retained_bytes(product.graph, leaves)
-
-        product, nbytes = self._function.record(batch, build)
-        return _HessianMap(product, self._function, batch, nbytes)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Unpack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchlinop._kept import KeptLinearizations
 from torchlinop._operator import TorchLinearOperator
-from torchlinop._space import ParameterSpace
+from torchlinop._space import aligned
 from torchlinop._typing import Data, Model, Parameters
-from torchlinop.autodiff.columns import apply_rows
-from torchlinop.autodiff.linearize import recording
+from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.replay import Replayed
-from torchlinop.curvature.ggn import LinearizedModel
+from torchlinop.curvature.linearized_model import LinearizedModel
 from torchlinop.data import Batch
-from torchlinop.risk import ModelOnData, ModelOptions, TorchFunction
+from torchlinop.sources import (
+    EmpiricalRisk,
+    ModelOnData,
+    Options,
+    Source,
+    TorchFunction,
+)
 
 
 class JacobianLinearOperator(TorchLinearOperator):
@@ -54,22 +60,29 @@ class JacobianLinearOperator(TorchLinearOperator):
 
     def __init__(
         self,
-        model: Model,
-        params: Parameters,
-        data: Data,
-        **options: Unpack[ModelOptions],
+        model: Model | ModelOnData | EmpiricalRisk | TorchFunction,
+        params: Parameters | None = None,
+        data: Data | None = None,
+        **options: Any,
     ) -> None:
-        source = ModelOnData(model, params, data, ordered=True, **options)
-        source.survey()
-        sizes = []
-        for batch in source.batches:
-            leaves = [p.detach() for p in source.leaves()]
-            with recording(source.space.device, rules=False):
-                sizes.append(source.predict(leaves, batch.X).numel())
-        self._setup(source, _OfModel(source), sizes)
+        source: Source
+        if isinstance(model, (ModelOnData, EmpiricalRisk, TorchFunction)):
+            source = model
+        elif params is None or data is None:
+            raise TypeError("Missing arguments: pass (model, params, data).")
+        else:
+            source = ModelOnData(model, params, data, Options.of(options))
+            source.survey()
+        source.batches.require_order()
+        self.space = source.space
+        shape = (sum(_output_sizes(source)), self.space.dim)
+        super().__init__(shape, self.space.dtype, self.space.device)
+        self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(
+            source, partial(_jacobian_map, source), ordered=True
+        )
 
-    @classmethod
-    def from_function(cls, f: Callable[[Any], Tensor], x: Any) -> JacobianLinearOperator:
+    @staticmethod
+    def from_function(f: Callable[[Any], Tensor], x: Any) -> JacobianLinearOperator:
         """Jacobian of any torch function at ``x``.
 
         Parameters
@@ -90,35 +103,14 @@ class JacobianLinearOperator(TorchLinearOperator):
         tensor([[4., 1.],
                 [4., 4.]])
         """
-        operator = cls.__new__(cls)
-        source = TorchFunction(f, x)
-        leaves = [t.detach() for t in source.leaves()]
-        with recording(source.space.device, rules=False):
-            size = source.predict(leaves).numel()
-        operator._setup(source, _OfModel(source), [size])
-        return operator
-
-    def _setup(
-        self, source: ModelOnData | TorchFunction, build: Any, sizes: list[int]
-    ) -> None:
-        self.space: ParameterSpace = source.space
-        shape = (sum(sizes), self.space.dim)
-        super().__init__(shape, self.space.dtype, self.space.device)
-        self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(source, build)
+        return JacobianLinearOperator(TorchFunction(f, x))
 
     def _apply(self, x: Tensor) -> Tensor:
         rows = x.T.contiguous()
 
         def compute() -> Tensor:
-            blocks: list[Tensor] = []
-
-            def append(batch: _JacobianMap) -> None:
-                state = self._maps.block_state
-                blocks.append(
-                    apply_rows(batch.forward, rows, nbytes=batch.nbytes, state=state)
-                )
-
-            self._maps.visit(append)
+            with self._maps.current() as maps:
+                blocks = [self._maps.block(m.forward, rows, m) for m in maps]
             self._check_outputs(sum(block.shape[1] for block in blocks))
             return torch.cat(blocks, dim=1) if blocks[1:] else blocks[0]
 
@@ -128,19 +120,13 @@ class JacobianLinearOperator(TorchLinearOperator):
         def compute() -> Tensor:
             total = x.new_zeros(x.shape[1], self.space.dim)
             start = 0
-
-            def add(batch: _JacobianMap) -> None:
-                nonlocal start
-                stop = start + batch.outputs
-                self._check_outputs(max(stop, self.shape[0]))
-                rows = x.T[:, start:stop].contiguous()
-                state = self._maps.block_state
-                total.add_(
-                    apply_rows(batch.backward, rows, nbytes=batch.nbytes, state=state)
-                )
-                start = stop
-
-            self._maps.visit(add)
+            with self._maps.current() as maps:
+                for linear_map in maps:
+                    stop = start + linear_map.outputs
+                    self._check_outputs(max(stop, self.shape[0]))
+                    rows = x.T[:, start:stop].contiguous()
+                    total.add_(self._maps.block(linear_map.backward, rows, linear_map))
+                    start = stop
             self._check_outputs(start)
             return total
 
@@ -176,14 +162,18 @@ class _TransposedJacobian(TorchLinearOperator):
         return self._jacobian
 
 
-class _OfModel:
-    """Builds the Jacobian of one batch."""
+def _output_sizes(source: Source) -> list[int]:
+    """Evaluate the source on every batch for the number of its outputs."""
+    sizes = []
+    for batch in source.batches:
+        leaves = [leaf.detach() for leaf in source.leaves()]
+        with recording(source.space.device, rules=False):
+            sizes.append(source.predict(leaves, batch).numel())
+    return sizes
 
-    def __init__(self, source: ModelOnData | TorchFunction) -> None:
-        self._source = source
 
-    def __call__(self, batch: Batch) -> _JacobianMap:
-        return _JacobianMap(LinearizedModel(self._source, batch))
+def _jacobian_map(source: Source, batch: Batch) -> _JacobianMap:
+    return _JacobianMap(LinearizedModel(source, batch))
 
 
 class _JacobianMap:
@@ -212,5 +202,7 @@ class _JacobianMap:
     def _vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
         output = self._model.output
         u = u.to(output.dtype)
-        shape = (u.shape[0], *output.shape) if batched else output.shape
-        return self._model.vjp(u.reshape(shape), batched=batched)
+        u = u.reshape((u.shape[0], *output.shape) if batched else output.shape)
+        if output.shape[-1:] == (2,):
+            u = aligned(u)
+        return self._model.vjp(u, batched=batched)

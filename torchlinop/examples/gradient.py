@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.autodiff.linearize import recording
-from torchlinop.risk import EmpiricalRisk, RiskOptions
+from torchlinop.autodiff.recording import recording
+from torchlinop.sources import EmpiricalRisk
 
 
 def gradient_and_loss(
@@ -17,7 +17,7 @@ def gradient_and_loss(
     loss_function: Loss,
     params: Parameters,
     data: Data,
-    **options: Unpack[RiskOptions],
+    **options: Any,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradient and value of the empirical risk on all data.
 
@@ -55,7 +55,7 @@ def gradient_and_loss(
             if share == 0:  # every target of the batch is ignored
                 continue
         with recording(risk.space.device, rules=False):
-            value = share * loss_function(risk.predict(leaves, batch.X), batch.y)
+            value = share * loss_function(risk.predict(leaves, batch), batch.y)
             parts = torch.autograd.grad(value, leaves, allow_unused=True)
         loss += value.detach()
         for total, part in zip(gradient, parts, strict=True):

@@ -1,0 +1,242 @@
+"""Evaluating a module with other tensors in the place of its own, without touching it.
+
+:func:`torch.func.functional_call` puts the other tensors into the module and takes them
+out again afterwards. Whoever looks at the module in between (a thread that trains it, or
+everybody, if an interrupt falls between) finds tensors that are not its own. Here the
+module's structure is copied and the copy gets the other tensors: modules, and whatever
+among their attributes refers to a module or to a replaced tensor, are made anew, and
+everything else is shared.
+
+Where a forward pass reaches a parameter on a way that no attribute shows (a global
+variable, an attribute of an object that is no module), :class:`Substitution` replaces it
+as the argument of the function that it is given to.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+#: replacements by the identity of what is replaced
+Replacements = Mapping[int, Tensor]
+
+_ATOMS = (int, float, str, bytes, bool, type(None), type, torch.dtype, torch.device)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside of wrappers that only change how it is executed."""
+    while True:
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            module = module.module
+        elif "_orig_mod" in module._modules:  # made by torch.compile
+            module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        else:
+            return module
+
+
+def scripted_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts that TorchScript executes, whose tensors cannot be replaced."""
+    for name, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            yield name, part
+
+
+def with_tensors(module: nn.Module, replacements: Replacements) -> nn.Module:
+    """Copy the structure of a module, with other tensors.
+
+    Parameters
+    ----------
+    module
+        Not changed, and not executed.
+    replacements
+        The tensors to use, by the ``id`` of those whose places they take: wherever the
+        module holds one (tied parameters, lists of weights), its replacement stands.
+
+    Returns
+    -------
+    nn.Module
+        Without wrappers that only change how a module is executed.
+    """
+    copied: nn.Module = _Copy(replacements)(module)
+    return copied
+
+
+class Substitution(TorchFunctionMode):
+    """Context in which torch functions see replacements of their arguments."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call ``func`` with the replacements."""
+        replacements = self._replacements
+        for value in args:
+            if id(value) in replacements or isinstance(value, (list, tuple)):
+                args = tuple(self._of(a) for a in args)
+                break
+        if not kwargs:
+            return func(*args)
+        return func(*args, **{key: self._of(value) for key, value in kwargs.items()})
+
+    def _of(self, value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(self._of(v) for v in value)
+        return self._replacements.get(id(value), value)
+
+
+class _Copy:
+    """Copies of objects that refer to modules or to replaced tensors; others are shared."""
+
+    def __init__(self, replacements: Replacements) -> None:
+        self._replacements = replacements
+        self._copies: dict[int, Any] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, _ATOMS):
+            return value
+        if isinstance(value, Tensor):
+            return self._replacements.get(id(value), value)
+        if id(value) in self._copies:
+            return self._copies[id(value)]
+        if isinstance(value, nn.Module):
+            return self._module(value)
+        copy = _COPIERS.get(type(value))
+        if copy is None or not self._refers(value):
+            return value
+        self._copies[id(value)] = copied = copy(self, value)
+        return copied
+
+    def _refers(self, value: Any) -> bool:
+        """Whether there is a module or a replaced tensor in a container."""
+        seen: set[int] = set()
+        stack = [value]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, nn.Module) or id(value) in self._replacements:
+                return True
+            if type(value) in _COPIERS and id(value) not in seen:
+                seen.add(id(value))
+                stack.extend(_parts(value))
+        return False
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        inner = unwrapped(module)
+        if inner is not module:
+            copied = self(inner)
+        elif isinstance(module, torch.jit.ScriptModule):
+            copied = module
+        else:
+            copied = object.__new__(type(module))
+            self._copies[id(module)] = copied  # before its parts, which may refer to it
+            state = vars(module)
+            new = {key: self(v) for key, v in state.items() if key not in _SLOTS}
+            for slots in _SLOTS:  # a forward pass may write into them
+                new[slots] = {name: self(v) for name, v in state[slots].items()}
+            new["_compiled_call_impl"] = None  # of module.compile()
+            vars(copied).update(new)
+        self._copies[id(module)] = copied
+        return copied
+
+    def _list(self, value: list) -> list:
+        copied: list[Any] = []
+        self._copies[id(value)] = copied
+        copied.extend(self(item) for item in value)
+        return copied
+
+    def _dict(self, value: dict) -> dict:
+        self._copies[id(value)] = copied = type(value)()
+        for key, item in value.items():
+            copied[self(key)] = self(item)
+        return copied
+
+    def _immutable(self, value: Any) -> Any:
+        return type(value)(self(item) for item in value)
+
+    def _method(self, value: types.MethodType) -> types.MethodType:
+        return types.MethodType(value.__func__, self(value.__self__))
+
+    def _partial(self, value: functools.partial) -> Any:
+        func, args, keywords = self(value.func), self(value.args), self(value.keywords)
+        return functools.partial(func, *args, **keywords)
+
+    def _function(self, value: types.FunctionType) -> Any:
+        compiled = vars(value).get(_COMPILED)
+        if compiled is not None:  # by torch.compile
+            return self(compiled)
+        copied = types.FunctionType(
+            value.__code__,
+            value.__globals__,
+            value.__name__,
+            self(value.__defaults__),
+            tuple(self._cell(cell) for cell in value.__closure__ or ()),
+        )
+        copied.__kwdefaults__ = self(value.__kwdefaults__)
+        vars(copied).update(vars(value))
+        return copied
+
+    def _cell(self, cell: types.CellType) -> types.CellType:
+        if id(cell) not in self._copies:
+            self._copies[id(cell)] = copied = types.CellType()
+            for content in _contents(cell):
+                copied.cell_contents = self(content)
+        return self._copies[id(cell)]
+
+    def _reference(self, value: weakref.ref) -> Any:
+        return weakref.ref(self(value()))
+
+
+#: where a module keeps what belongs to it
+_SLOTS = ("_parameters", "_buffers", "_modules")
+#: where torch.compile keeps the function that it was given
+_COMPILED = "_torchdynamo_orig_callable"
+
+_COPIERS: dict[type, Callable[[_Copy, Any], Any]] = {
+    list: _Copy._list,
+    dict: _Copy._dict,
+    OrderedDict: _Copy._dict,
+    tuple: _Copy._immutable,
+    set: _Copy._immutable,
+    types.MethodType: _Copy._method,
+    types.FunctionType: _Copy._function,
+    functools.partial: _Copy._partial,
+    weakref.ref: _Copy._reference,
+}
+
+
+def _parts(value: Any) -> list[Any]:
+    """What an object of one of the types above refers to."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__]
+    if isinstance(value, types.FunctionType):
+        cells = [part for cell in value.__closure__ or () for part in _contents(cell)]
+        return [
+            *cells,
+            value.__defaults__,
+            value.__kwdefaults__,
+            vars(value).get(_COMPILED),
+        ]
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    return list(value)
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # not filled yet
+        return []

@@ -1,0 +1,130 @@
+"""The conditions under which a model is evaluated for its derivatives."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchlinop.autodiff.rules import Corrections, SecondOrderRules
+
+#: held while a model is evaluated or looked at: some flags that are set belong to the
+#: whole process
+EXCLUSIVE = threading.RLock()
+
+
+@contextmanager
+def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
+    """Evaluate a model such that its second derivatives exist, leaving no trace.
+
+    Gradient mode is on, automatic mixed precision off, fused attention replaced by the
+    explicit formula, nothing is compiled or recomputed later (checkpoints), and the
+    random state is restored on the way out.
+
+    Parameters
+    ----------
+    device
+        Where the model is.
+    rules
+        Whether rules for cheap second derivatives are in force.
+    """
+    with EXCLUSIVE:
+        before = _State(device)
+        try:
+            with ExitStack() as stack:
+                if torch.is_inference_mode_enabled():
+                    stack.enter_context(torch.inference_mode(False))
+                if torch.is_autocast_enabled(device.type):
+                    stack.enter_context(torch.autocast(device.type, enabled=False))
+                stack.enter_context(torch.enable_grad())
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(_uncompiled())
+                stack.enter_context(_without_checkpoints())
+                stack.enter_context(SecondOrderRules() if rules else Corrections())
+                yield
+        finally:
+            before.restore()
+
+
+class _State:
+    """What holds in a thread, to be restored also where an interrupt fell in between.
+
+    A context whose ``__enter__`` was interrupted is not left by anybody else.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._random = torch.get_rng_state()
+        self._random_there = (
+            torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        )
+        self._gradients = torch.is_grad_enabled()
+        self._modes = torch._C._len_torch_function_stack()
+
+    def restore(self) -> None:
+        """Restore what is not as it was."""
+        while torch._C._len_torch_function_stack() > self._modes:
+            torch._C._pop_torch_function_stack()
+        torch._C._set_grad_enabled(self._gradients)
+        torch.set_rng_state(self._random)
+        if self._random_there is not None:
+            torch.cuda.set_rng_state(self._random_there, self._device)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run what torch.compile made eagerly; nobody pays who has not imported it."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+# ------------------------------------------------------------------- checkpoints
+
+_reentrant: Any = torch.utils.checkpoint.CheckpointFunction
+_hook: Callable = torch.utils.checkpoint._checkpoint_hook
+#: threads that record, for which checkpoints are off
+_recorders: set[int] = set()
+
+
+class _Reentrant:
+    """In the place of torch's function: calls directly in a thread that records."""
+
+    @staticmethod
+    def apply(function: Callable, preserve_rng_state: bool, *args: Any) -> Any:
+        if threading.get_ident() in _recorders:
+            return function(*args)
+        return _reentrant.apply(function, preserve_rng_state, *args)
+
+
+def _hook_unless_recording(frame: Any) -> AbstractContextManager[Any]:
+    if threading.get_ident() in _recorders:
+        return nullcontext()
+    hook: AbstractContextManager[Any] = _hook(frame)
+    return hook
+
+
+@contextmanager
+def _without_checkpoints() -> Iterator[None]:
+    """Keep what ``torch.utils.checkpoint`` would compute again, in this thread.
+
+    It would do so in every product, and outside of the rules that held when the model
+    was recorded.
+    """
+    thread = threading.get_ident()
+    if thread in _recorders:
+        yield
+        return
+    module: Any = torch.utils.checkpoint
+    _recorders.add(thread)
+    module.CheckpointFunction, module._checkpoint_hook = _Reentrant, _hook_unless_recording
+    try:
+        yield
+    finally:
+        _recorders.discard(thread)
+        module.CheckpointFunction, module._checkpoint_hook = _reentrant, _hook

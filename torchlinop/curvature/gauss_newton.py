@@ -1,0 +1,45 @@
+r"""Matrices :math:`J^\top M J` of one batch, with ``M`` in the space of predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from torchlinop.autodiff.losses import HessianProduct
+from torchlinop.autodiff.recording import recording
+from torchlinop.autodiff.replay import Replayed
+from torchlinop.curvature.linearized_model import LinearizedModel
+from torchlinop.data import Batch
+from torchlinop.sources import EmpiricalRisk
+
+#: from a risk, a prediction and its batch to the product with a matrix in its space
+Middle = Callable[[EmpiricalRisk, Tensor, Batch], HessianProduct]
+
+
+def gauss_newton_map(risk: EmpiricalRisk, middle: Middle, batch: Batch) -> GaussNewtonMap:
+    """Linearize a batch's contribution, with ``middle`` giving ``M``."""
+    jacobian = LinearizedModel(risk, batch)
+    with recording(risk.space.device, rules=False):
+        product = middle(risk, jacobian.output, batch)
+    return GaussNewtonMap(jacobian, product)
+
+
+class GaussNewtonMap:
+    """One batch's contribution as a function of rows."""
+
+    def __init__(self, jacobian: LinearizedModel, middle: HessianProduct) -> None:
+        self._jacobian = jacobian
+        self._middle = middle
+        self._replayed = Replayed()
+        self.nbytes = jacobian.nbytes
+
+    def __call__(self, v: Tensor, *, batched: bool = False) -> Tensor:
+        """Product with a row, or with rows."""
+        if batched:
+            return self._product(v, batched=True)
+        return self._replayed(self._product, v)
+
+    def _product(self, v: Tensor, *, batched: bool = False) -> Tensor:
+        u = self._jacobian.jvp(v, batched=batched)
+        return self._jacobian.vjp(self._middle(u), batched=batched)

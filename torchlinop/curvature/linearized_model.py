@@ -1,0 +1,74 @@
+"""A model's Jacobian on one batch, by whichever mode of differentiation exists."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchlinop.autodiff.diagnose import (
+    is_missing_derivative,
+    once_differentiable_functions,
+)
+from torchlinop.autodiff.linearize import (
+    ForwardJacobianProducts,
+    JacobianProducts,
+    retained_bytes,
+)
+from torchlinop.data import Batch
+from torchlinop.sources import Source
+
+
+class LinearizedModel:
+    """Products with the Jacobian of a source on one batch.
+
+    Parameters
+    ----------
+    source
+        The function and its point.
+    batch
+        Its data.
+
+    Attributes
+    ----------
+    output : Tensor
+        The prediction.
+    nbytes : int
+        What the linearization keeps alive.
+    """
+
+    def __init__(self, source: Source, batch: Batch) -> None:
+        self._source = source
+        self._batch = batch
+
+        def build(leaves: list[Tensor]) -> tuple[JacobianProducts, int]:
+            prediction = source.predict(leaves, batch)
+            if once_differentiable_functions([prediction]):
+                products = self._forward(leaves)
+            else:
+                products = JacobianProducts(prediction, leaves)
+            return products, retained_bytes(products.graph, (*leaves, *batch.sources))
+
+        self._products, self.nbytes = source.record(batch, build)
+        self.output = self._products.output
+
+    def jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
+        """``J v`` for a flat ``v``, shaped like the prediction."""
+        columns = self._source.space.split(v)
+        try:
+            return self._products.jvp(columns, batched=batched)
+        except (RuntimeError, NotImplementedError) as error:
+            if batched or not is_missing_derivative(error):
+                raise
+            if isinstance(self._products, ForwardJacobianProducts):
+                raise self._source.explained(error, self._batch) from error
+        self._products = self._source.record(self._batch, self._forward)
+        return self.jvp(v)
+
+    def _forward(self, leaves: list[Tensor]) -> JacobianProducts:
+        return ForwardJacobianProducts(
+            lambda p: self._source.predict(p, self._batch), leaves
+        )
+
+    def vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
+        """``J^T u`` as a flat vector, for ``u`` shaped like the prediction."""
+        products = self._products.vjp(u, batched=batched)
+        return self._source.space.join(products, batched=batched)

@@ -1,0 +1,80 @@
+"""What the Hessian, the GGN and the Fisher matrices share: a sum over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from torchlinop._kept import KeptLinearizations
+from torchlinop._operator import TorchLinearOperator
+from torchlinop.data import Batch
+from torchlinop.sources import EmpiricalRisk, Source
+
+
+class SummedLinearOperator(TorchLinearOperator):
+    """A symmetric matrix that is a sum of one matrix for each batch.
+
+    Not to be made by users.
+
+    Parameters
+    ----------
+    source
+        What is linearized.
+    linearize
+        From a batch to its matrix, as a function of rows.
+    ordered
+        Whether the matrix depends on the order of the data.
+
+    Attributes
+    ----------
+    space : ParameterSpace
+        Order, names and shapes of the parameters in a vector.
+    """
+
+    def __init__(
+        self, source: Source, linearize: Callable[[Batch], Any], *, ordered: bool = False
+    ) -> None:
+        self.space = source.space
+        n = self.space.dim
+        super().__init__((n, n), self.space.dtype, self.space.device)
+        self._maps: KeptLinearizations = KeptLinearizations(
+            source, linearize, ordered=ordered
+        )
+
+    def _apply(self, x: Tensor) -> Tensor:
+        return self._maps.total(x)
+
+    def _adjoint(self) -> TorchLinearOperator:
+        return self
+
+    def refresh(self) -> None:
+        """Forget everything that was kept, after changes that could not be noticed.
+
+        Needed only after writing through ``.data`` on a GPU, or after changing something
+        other than parameters, buffers and data (a Python attribute of the model).
+        """
+        self._maps.refresh()
+
+
+def as_risk(
+    model: Any, loss_function: Any, params: Any, data: Any, options: dict[str, Any]
+) -> EmpiricalRisk:
+    """Return the risk that an operator was given, or make one of its parts."""
+    parts = {"loss_function": loss_function, "params": params, "data": data}
+    if isinstance(model, EmpiricalRisk):
+        given = [name for name, part in parts.items() if part is not None] + [*options]
+        if given:
+            raise TypeError(
+                f"An EmpiricalRisk has its own {given[0]}. Pass the risk alone, or a model "
+                "with loss_function, params and data."
+            )
+        return model
+    missing = [name for name, part in parts.items() if part is None]
+    if missing:
+        raise TypeError(
+            f"Missing {', '.join(missing)}: pass (model, loss_function, params, data), or "
+            "an EmpiricalRisk."
+        )
+    return EmpiricalRisk(model, loss_function, params, data, **options)

@@ -1,0 +1,245 @@
+"""A model on data as what an operator linearizes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchlinop._space import ParameterSpace, named_parameters
+from torchlinop._typing import Data, Model, Parameters
+from torchlinop._watch import Watch
+from torchlinop.autodiff.diagnose import explain, is_missing_derivative
+from torchlinop.autodiff.functional import Substitution, with_tensors
+from torchlinop.autodiff.recording import EXCLUSIVE, recording
+from torchlinop.data import Batch, DataSource, Survey
+from torchlinop.sources.checks import (
+    mode_sensitive,
+    renormalizes,
+    require_evaluation_mode,
+    require_finite,
+    require_real,
+    require_repeatable,
+    require_replaceable,
+)
+from torchlinop.sources.options import Options
+from torchlinop.sources.protocol import Result, record_with_rules
+
+
+class ModelOnData:
+    """A model at its parameters, evaluated on every batch of a data set.
+
+    Parameters
+    ----------
+    model, params, data
+        What :class:`~torchlinop.EmpiricalRisk` describes.
+    options
+        What the user has asked for.
+    modules, facts
+        What else the result depends on and is watched: modules, and functions whose values
+        are compared.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        params: Parameters,
+        data: Data,
+        options: Options,
+        *,
+        modules: Sequence[nn.Module] = (),
+        facts: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        if not callable(model):
+            raise TypeError(
+                "model has to be a torch.nn.Module or a function (params, X) -> "
+                f"prediction, got {type(model).__name__}."
+            )
+        self.model = model
+        self.options = options
+        self._as_mapping = isinstance(params, Mapping)
+        self._params = named_parameters(model, params)
+        require_replaceable(model, self._params)
+        self.space = ParameterSpace(self._params)
+        self.batches = DataSource(
+            data,
+            self.space.device,
+            batch_size=options.batch_size,
+            progressbar=options.progressbar,
+        )
+        self._modules = [model, *modules] if isinstance(model, nn.Module) else [*modules]
+        self._facts = list(facts)
+        self._watch: Watch | None = None
+        self.looks = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the watch behind: a copy looks anew."""
+        return {**vars(self), "_watch": None}
+
+    # ------------------------------------------------------------------ evaluation
+
+    def leaves(self) -> list[Tensor]:
+        """Return fresh leaves that share the parameters' memory and version counters."""
+        leaves = [p.detach() for p in self._params.values()]
+        if renormalizes(self.model):  # the model writes into its weights
+            leaves = [leaf.clone() for leaf in leaves]
+        return [leaf.requires_grad_() for leaf in leaves]
+
+    def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Evaluate the model with ``leaves`` in place of the parameters."""
+        if isinstance(self.model, nn.Module):
+            with Substitution(self._chosen(leaves)):
+                prediction = _call(self._copy(leaves), batch.X)
+        elif self._as_mapping:
+            prediction = self.model(dict(zip(self._params, leaves, strict=True)), batch.X)
+        else:
+            prediction = self.model(list(leaves), batch.X)
+        if not isinstance(prediction, Tensor):
+            raise TypeError(
+                "The model has to return a tensor, got "
+                f"{type(prediction).__name__}. Wrap it in a function (params, X) or a "
+                "module that returns the tensor, for instance output.logits."
+            )
+        return require_real(prediction, "The model")
+
+    def _chosen(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:
+        return {id(p): leaf for p, leaf in zip(self._params.values(), leaves, strict=True)}
+
+    def _copy(self, leaves: Sequence[Tensor]) -> nn.Module:
+        """Return the model with leaves for the chosen parameters, constants for others."""
+        model = self.model
+        assert isinstance(model, nn.Module)
+        written = renormalizes(model)
+        constants = {
+            id(p): p.detach().clone() if written else p.detach() for p in model.parameters()
+        }
+        # buffers may be written to: running statistics, counters
+        constants |= {id(b): b.clone() for b in model.buffers()}
+        return with_tensors(model, constants | self._chosen(leaves))
+
+    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+        """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
+        return record_with_rules(self, batch, build)
+
+    def explained(self, error: Exception, batch: Batch) -> Exception:
+        """Return an error that names the operation, if a derivative is missing."""
+        if not is_missing_derivative(error):
+            return error
+        leaves = self.leaves()
+        with recording(self.space.device, rules=False):
+            if not isinstance(self.model, nn.Module):
+                evaluate = partial(self.predict, leaves, batch)
+                return explain(error, self.model, evaluate, order=2)
+            copy = self._copy(leaves)
+            return explain(error, copy, partial(copy, batch.X), order=2)
+
+    # --------------------------------------------------------------------- changes
+
+    def changed(self) -> bool:
+        """Whether anything that lasts differs from the last look."""
+        return self._watch is None or self._watch.changed()
+
+    def survey(self) -> None:
+        """Look at model and data anew, and check what was asked for."""
+        self.accept(self.look(self._prediction))
+
+    def look(
+        self,
+        evaluate: Callable[[Batch], dict[str, Tensor]],
+        visit: Callable[[Batch], None] | None = None,
+    ) -> Look:
+        """Pass over the data and check what was asked for; nothing is changed by it.
+
+        Parameters
+        ----------
+        evaluate
+            What has to come out twice for the first batch, by name.
+        visit
+            Called with every batch, where it is.
+        """
+        options = self.options
+        if isinstance(self.model, nn.Module):
+            named_parameters(self.model, self._params)  # none has been replaced
+        if options.check_deterministic:
+            require_evaluation_mode(self.model)
+        if options.check_finite:
+            for name, p in self._params.items():
+                require_finite(p, f"parameter {name!r}")
+        watch = Watch(  # before the data is read
+            [*self._params.values(), *self.batches.lasting_tensors()],
+            modules=self._modules,
+            flags=mode_sensitive(self.model),
+            facts=[self.batches.identity, *self._facts],
+        )
+        first: list[Batch] = []
+
+        def see(batch: Batch) -> None:
+            if visit is not None:
+                visit(batch)
+            if not first:
+                first.append(batch)
+            if options.check_finite:
+                for tensor in batch.sources:
+                    require_finite(tensor, f"batch {batch.position} of the data")
+
+        survey = self.batches.survey(see, check=options.check_deterministic)
+        if options.check_deterministic:
+            batch = self.batches.moved(first[0])
+            with recording(self.space.device, rules=False):
+                require_repeatable(lambda: evaluate(batch), self.space.device)
+        return Look(survey, watch)
+
+    def accept(self, look: Look) -> None:
+        """Make a look the last one; linearizations of earlier ones are stale."""
+        with EXCLUSIVE:
+            self.batches.accept(look.survey)
+            self._watch = look.watch
+            self.looks += 1
+
+    def _prediction(self, batch: Batch) -> dict[str, Tensor]:
+        return {"predictions": self.predict([p.detach() for p in self.leaves()], batch)}
+
+
+class Look(NamedTuple):
+    """What was found in a pass over the data, and a watch over all that it rests on."""
+
+    survey: Survey
+    watch: Watch
+
+
+def _call(model: nn.Module, X: Any) -> Any:
+    try:
+        return model(X)
+    except Exception as error:
+        if isinstance(X, Mapping) and _takes_keywords(model, X):
+            raise TypeError(
+                f"X is a {type(X).__name__} with the entries {', '.join(map(str, X))}. The "
+                f"model is called as model(X), but {type(model).__name__} takes them as "
+                "keyword arguments. Wrap it in a module whose forward(self, X) returns "
+                "self.model(**X).logits, or whichever tensor of the output it is."
+            ) from error
+        raise
+
+
+def _takes_keywords(model: nn.Module, X: Mapping) -> bool:
+    """Whether the model's forward pass has the keys of ``X`` as parameters."""
+    parameters = inspect.signature(model.forward).parameters
+    return len(X) > 0 and all(key in parameters for key in X)
+
+
+def first_gradient(
+    output: Tensor, slope: Tensor, leaves: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return the gradient of a scalar with this slope in ``output``, if there is one."""
+    if not output.requires_grad:
+        return {}
+    try:
+        parts = torch.autograd.grad(output, leaves, slope.detach(), allow_unused=True)
+    except (RuntimeError, NotImplementedError):  # explained where it is needed
+        return {}
+    given = [part.reshape(-1) for part in parts if part is not None]
+    return {"gradients": torch.cat(given)} if given else {}

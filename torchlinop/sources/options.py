@@ -1,0 +1,71 @@
+"""What every operator of a model and data can be told by keyword."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torchlinop._typing import CachePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Keyword arguments of every operator that is built from a model and data.
+
+    Parameters
+    ----------
+    batch_size
+        Function from an ``X`` to its number of samples. Default: the first dimension of
+        the first tensor in ``X``.
+    cache
+        ``"auto"`` keeps linearizations of batches while they fit the memory budget and
+        computes the others anew in each product; ``True`` keeps all, ``False`` none.
+    memory_budget
+        In bytes. Default: half of the memory that is free on the device.
+    check_deterministic
+        Refuse what has no fixed matrix: modules that are random or depend on the rest of
+        the batch (dropout and batch norm in training mode), a model or loss that gives
+        two results for one batch, data of which two passes yield different samples.
+    check_derivatives
+        Compare one product with finite differences where the model calls an
+        ``autograd.Function`` of the user's own, whose second derivative may be wrong
+        without an error.
+    check_finite
+        Refuse NaN and infinity in parameters and data.
+    progressbar
+        Show progress over the batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An option is not what is described above.
+    """
+
+    batch_size: Callable[[Any], int] | None = None
+    cache: CachePolicy = "auto"
+    memory_budget: float | None = None
+    check_deterministic: bool = True
+    check_derivatives: bool = True
+    check_finite: bool = False
+    progressbar: bool = False
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.cache, bool) or self.cache == "auto"):
+            raise ValueError(f"cache has to be 'auto', True or False, got {self.cache!r}.")
+        budget = self.memory_budget
+        if not (budget is None or isinstance(budget, (int, float))):
+            raise TypeError(f"memory_budget is a number of bytes, got {budget!r}.")
+
+    @classmethod
+    def of(cls, keywords: dict[str, Any]) -> Options:
+        """Make options of keyword arguments; refuse unknown ones."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in keywords if name not in names]
+        if unknown:
+            raise TypeError(
+                f"Unexpected keyword argument {unknown[0]!r}. The options are "
+                f"{', '.join(names)}; a loss also takes reduction."
+            )
+        return cls(**keywords)

@@ -1,0 +1,212 @@
+"""The empirical risk: a model's loss on all of the data, however it is cut into batches."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from torchlinop._typing import Data, Loss, Model, Parameters, Reduction
+from torchlinop.autodiff.losses import LossFunction, as_loss
+from torchlinop.autodiff.recording import EXCLUSIVE
+from torchlinop.data import Batch, DataChangedError, DataSource
+from torchlinop.sources.model import ModelOnData, first_gradient
+from torchlinop.sources.options import Options
+from torchlinop.sources.protocol import Result, record_with_rules
+
+
+class EmpiricalRisk:
+    r"""The loss of a model on all of its data, as a function of parameters.
+
+    .. math:: L(\theta) = \frac1Z \sum_n \ell(f_\theta(x_n), y_n)
+
+    with :math:`Z = 1` for ``reduction="sum"`` and, for ``"mean"``, what PyTorch would
+    divide by if all data were one batch: uneven batches, class weights and ignored
+    targets are accounted for.
+
+    Several operators may share a risk: ``HessianLinearOperator(risk)``.
+
+    Parameters
+    ----------
+    model
+        A module, or a function ``(params, X) -> prediction`` that takes the parameters
+        as the list or dict given in ``params``. Of a module that is wrapped
+        (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) the inner one
+        is evaluated.
+    loss_function
+        ``CrossEntropyLoss``, ``MSELoss``, ``BCEWithLogitsLoss`` (closed forms), another
+        loss of :mod:`torch.nn` that averages over elements, or any callable
+        ``loss(prediction, target)`` together with ``reduction``.
+    params
+        The model's parameters to differentiate with respect to: a list of tensors
+        (``model.parameters()`` or a part of it) or a dict by name.
+    data
+        A re-iterable of ``(X, y)``: a list or a DataLoader. ``X`` goes to the model as
+        it is; tensors in it are moved to the parameters' device.
+    reduction
+        For a callable loss: ``"mean"`` (over the batch's samples) or ``"sum"``.
+    **options
+        The fields of :class:`~torchlinop.Options`.
+
+    Attributes
+    ----------
+    space : ParameterSpace
+    options : Options
+    normalizer : float
+        :math:`Z`.
+
+    Raises
+    ------
+    TypeError, ValueError, KeyError
+        An argument is not what is described above; the message says what to pass.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> data = [(torch.ones(3, 2), torch.ones(3, 1)), (torch.ones(1, 2), torch.ones(1, 1))]
+    >>> EmpiricalRisk(model, torch.nn.MSELoss(), model.parameters(), data).normalizer
+    4.0
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        loss_function: Loss,
+        params: Parameters,
+        data: Data,
+        *,
+        reduction: Reduction | None = None,
+        **options: Any,
+    ) -> None:
+        self._on_data = ModelOnData(
+            model,
+            params,
+            data,
+            Options.of(options),
+            modules=[loss_function] if isinstance(loss_function, nn.Module) else [],
+            facts=[functools.partial(_settings, loss_function)],
+        )
+        self.space = self._on_data.space
+        self.options = self._on_data.options
+        self.loss_function = loss_function
+        self._reduction = reduction
+        self._known = _Known(as_loss(loss_function, reduction), {}, 1.0)
+        self.survey()
+
+    @property
+    def batches(self) -> DataSource:
+        """The data."""
+        return self._on_data.batches
+
+    @property
+    def loss(self) -> LossFunction:
+        """The loss with its derivatives."""
+        return self._known.loss
+
+    @property
+    def normalizer(self) -> float:
+        """What the sum over the data is divided by."""
+        return self._known.normalizer
+
+    # ------------------------------------------------------------------ evaluation
+
+    def leaves(self) -> list[Tensor]:
+        """Return fresh leaves that share the parameters' memory and version counters."""
+        return self._on_data.leaves()
+
+    def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Evaluate the model with ``leaves`` in place of the parameters."""
+        return self._on_data.predict(leaves, batch)
+
+    def differential(self, leaves: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the prediction and the slope of the batch's share of the risk in it."""
+        prediction = self.predict(leaves, batch)
+        scale = 1 / self.normalizer
+        return prediction, self.loss.gradient(prediction, batch.y, batch.size, scale)
+
+    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+        """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
+        known = self._known
+        if known.loss.reduction == "mean" and not self.batches.shuffles:
+            share = known.loss.normalizer(batch.y, batch.size)
+            if share != known.shares[batch.position]:
+                raise DataChangedError(
+                    f"The weight of batch {batch.position} in the mean was "
+                    f"{known.shares[batch.position]} in an earlier pass, now {share}."
+                )
+        return record_with_rules(self, batch, build)
+
+    def explained(self, error: Exception, batch: Batch) -> Exception:
+        """Return an error that names the operation, if a derivative is missing."""
+        return self._on_data.explained(error, batch)
+
+    # --------------------------------------------------------------------- changes
+
+    @property
+    def looks(self) -> int:
+        """How often model and data were looked at."""
+        return self._on_data.looks
+
+    def changed(self) -> bool:
+        """Whether anything that lasts differs from the last look."""
+        return self._on_data.changed()
+
+    def survey(self) -> None:
+        """Pass over the data for the normaliser and the checks."""
+        loss = as_loss(self.loss_function, self._reduction)
+        shares: dict[int, float] = {}
+
+        def visit(batch: Batch) -> None:
+            if loss.reduction == "mean":
+                shares[batch.position] = loss.normalizer(batch.y, batch.size)
+
+        def evaluate(batch: Batch) -> dict[str, Tensor]:
+            leaves = self.leaves()
+            prediction = self.predict(leaves, batch)
+            slope = loss.gradient(prediction, batch.y, batch.size, 1.0)
+            values = {"predictions": prediction.detach(), "losses": slope.detach()}
+            return values | first_gradient(prediction, slope, leaves)
+
+        look = self._on_data.look(evaluate, visit)
+        normalizer = sum(shares.values()) if loss.reduction == "mean" else 1.0
+        if normalizer == 0:
+            raise ValueError(
+                "The loss averages over a total weight of zero: every target is ignored "
+                "or has class weight zero. Check ignore_index, weight and the targets."
+            )
+        with EXCLUSIVE:
+            self._known = _Known(loss, shares, normalizer)
+            self._on_data.accept(look)
+
+
+class _Known(NamedTuple):
+    """What a survey has found: replaced as a whole."""
+
+    loss: LossFunction
+    #: of each batch in the normaliser of a mean
+    shares: dict[int, float]
+    normalizer: float
+
+
+#: plain attributes of torch's losses
+_LOSS_SETTINGS = (
+    "reduction",
+    "ignore_index",
+    "label_smoothing",
+    "delta",
+    "beta",
+    "eps",
+    "log_input",
+    "full",
+)
+
+
+def _settings(loss_function: Loss) -> object:
+    """Return plain attributes that a product depends on."""
+    if not isinstance(loss_function, nn.Module):
+        return None
+    settings = vars(loss_function)
+    return [settings.get(name) for name in _LOSS_SETTINGS]
