@@ -104,6 +104,32 @@ def test_tied_weights(data, chosen):
     agrees(model, params, data)
 
 
+class Shared(nn.Module):
+    """A module that is registered under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.outer = nn.Sequential(self.inner, nn.Tanh())
+        self.head = nn.Linear(3, 3)
+        self.normal = nn.BatchNorm1d(3)
+        self.outer.append(self.normal)
+
+    def forward(self, X):
+        return self.head(self.normal(self.outer(X) + self.inner(X)))
+
+
+def test_a_module_under_two_names(data):
+    model = Shared().double().eval()
+    model.normal.running_mean += 0.3
+    own = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    agrees(model, model.parameters(), data)
+    agrees(model, model.inner.parameters(), data)
+    for module, parameters, buffers in own:
+        assert all(module._parameters[name] is p for name, p in parameters.items())
+        assert all(module._buffers[name] is b for name, b in buffers.items())
+
+
 class Hidden(nn.Module):
     """Layers that the module reaches on unusual ways."""
 
@@ -268,14 +294,14 @@ def test_a_compiled_part_is_compiled_still(data):
 
 
 def test_a_scripted_model_is_refused(data):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         model = torch.jit.trace(mlp(4, 3, 3), data[0][0])
-    with pytest.raises(TypeError, match="The model is a TorchScript module.*traced"):
+    with pytest.raises(TypeError, match=r"The model is a TorchScript module.*traced"):
         HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
 
 
 def test_a_scripted_part_without_parameters_of_the_operator(data):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="deprecated"):
         body = torch.jit.trace(mlp(4, 3), data[0][0])
     model = nn.Sequential(body, nn.Tanh(), nn.Linear(3, 3).double())
     agrees(model, model[2].parameters(), data)
@@ -398,16 +424,14 @@ def test_a_risk_and_its_parts_are_refused(data):
         GGNLinearOperator(risk, cache=False)
     with pytest.raises(TypeError, match="Missing params, data"):
         GGNLinearOperator(problem.model, problem.loss)
-    with pytest.raises(
-        TypeError, match="argument 'cahce'. The options are batch_size, cac"
-    ):
+    with pytest.raises(TypeError, match=r"'cahce'\. The options are batch_size, cac"):
         GGNLinearOperator(*problem.arguments, cahce=True)
 
 
 # ------------------------------------------------- the user's module stays the user's
 
 
-class Interrupt(Exception):
+class InterruptError(Exception):
     """Not caught by anything on the way."""
 
 
@@ -415,14 +439,14 @@ def _interrupted(run, seconds):
     """Run until a signal falls somewhere; whether it did."""
 
     def handler(*_):
-        raise Interrupt
+        raise InterruptError
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         run()
         signal.setitimer(signal.ITIMER_REAL, 0)
-    except Interrupt:
+    except InterruptError:
         return True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
