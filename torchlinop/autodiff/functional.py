@@ -28,7 +28,8 @@ from torch.overrides import TorchFunctionMode
 #: replacements by the identity of what is replaced
 Replacements = Mapping[int, Tensor]
 
-_ATOMS = (int, float, str, bytes, bool, type(None), type, torch.dtype, torch.device)
+#: types of which most attributes are, none of which refers to anything
+_ATOMS = frozenset({int, float, str, bool, type(None)})
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -103,16 +104,17 @@ class _Copy:
         self._copies: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, _ATOMS):
+        kind = type(value)
+        if kind in _ATOMS:
             return value
-        if isinstance(value, Tensor):
-            return self._replacements.get(id(value), value)
         if id(value) in self._copies:
             return self._copies[id(value)]
-        if isinstance(value, nn.Module):
-            return self._module(value)
-        copy = _COPIERS.get(type(value))
-        if copy is None or not self._refers(value):
+        copy = _COPIERS.get(kind)
+        if copy is None:
+            if isinstance(value, nn.Module):
+                return self._module(value)
+            return self._replacements.get(id(value), value)
+        if (kind in _CONTAINERS and not value) or not self._refers(value):
             return value
         self._copies[id(value)] = copied = copy(self, value)
         return copied
@@ -140,9 +142,10 @@ class _Copy:
             copied = object.__new__(type(module))
             self._copies[id(module)] = copied  # before its parts, which may refer to it
             state = vars(module)
-            new = {key: self(v) for key, v in state.items() if key not in _SLOTS}
+            new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
             for slots in _SLOTS:  # a forward pass may write into them
-                new[slots] = {name: self(v) for name, v in state[slots].items()}
+                if new[slots] is state[slots]:
+                    new[slots] = state[slots].copy()
             new["_compiled_call_impl"] = None  # of module.compile()
             vars(copied).update(new)
         self._copies[id(module)] = copied
@@ -196,6 +199,8 @@ class _Copy:
         return weakref.ref(self(value()))
 
 
+#: types that refer to nothing if they are empty
+_CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
 #: where a module keeps what belongs to it
 _SLOTS = ("_parameters", "_buffers", "_modules")
 #: where torch.compile keeps the function that it was given
