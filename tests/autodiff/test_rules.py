@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torchlinop import GGNLinearOperator, HessianLinearOperator
-from torchlinop.autodiff import rules
+from torchlinop.autodiff.rules import functions
 from torchlinop.autodiff.rules import SecondOrderRules
 
 
 @pytest.fixture(autouse=True)
 def _also_on_small_tensors(monkeypatch):
-    monkeypatch.setattr(rules, "_SMALL", 0)
+    monkeypatch.setattr(functions, "_SMALL", 0)
 
 
 def _tensor(*shape):
