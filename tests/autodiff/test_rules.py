@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torchlinop import GGNLinearOperator, HessianLinearOperator
-from torchlinop.autodiff.rules import functions
-from torchlinop.autodiff.rules import SecondOrderRules
+from torchlinop.autodiff.rules import SecondOrderRules, functions
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
-from torchlinop.autodiff.rules.functions import is_differentiated
+from torchlinop.autodiff.rules.functions import Rules, is_differentiated
 
 
 def _attention(
@@ -58,7 +58,7 @@ def _multi_head_attention_forward(*args: Any, **kwargs: Any) -> Any:
     )
 
 
-CORRECTIONS = {
+CORRECTIONS: Rules = {
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention_forward,
 }

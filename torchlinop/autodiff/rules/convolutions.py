@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from torchlinop.autodiff.rules.functions import call, note_tensors, wanted
+from torchlinop.autodiff.rules.functions import Rules, call, note_tensors, wanted
 
 #: stride, padding, dilation, transposed, output padding, groups
 _ConvolutionConfig = tuple[list[int], list[int], list[int], bool, list[int], int]
@@ -115,7 +115,7 @@ def _convolution_rule(dim: int) -> Callable:
     return rule
 
 
-RULES = {
+RULES: Rules = {
     F.conv1d: _convolution_rule(1),
     F.conv2d: _convolution_rule(2),
     F.conv3d: _convolution_rule(3),

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchlinop.autodiff.rules.functions import EXACT, is_differentiated
+from torchlinop.autodiff.rules.functions import EXACT, Rules, is_differentiated
 
 
 def _dense_embedding(*args: Any, **kwargs: Any) -> Tensor:
@@ -74,4 +74,4 @@ def _bags(
     return torch.searchsorted(starts, positions, right=True) - 1, len(starts)
 
 
-CORRECTIONS = {F.embedding: _dense_embedding, F.embedding_bag: _embedding_bag}
+CORRECTIONS: Rules = {F.embedding: _dense_embedding, F.embedding_bag: _embedding_bag}

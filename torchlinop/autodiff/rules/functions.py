@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+
+#: a function of torch to what is called in its place, which may return NotImplemented
+Rules = dict[Callable, Callable]
 
 #: dtypes in which the rules are as accurate as what they replace
 EXACT = (torch.float32, torch.float64)

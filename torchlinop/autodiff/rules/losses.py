@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchlinop.autodiff.rules.functions import EXACT, is_differentiated
+from torchlinop.autodiff.rules.functions import EXACT, Rules, is_differentiated
 
 #: log-probability of what is impossible; infinite ones would have no derivative
 _NEVER = -1e30
@@ -129,7 +129,7 @@ def _padded(targets: Tensor, lengths: Tensor, blank: int) -> Tensor:
     return rows.long().masked_fill(~valid, blank)
 
 
-CORRECTIONS = {
+CORRECTIONS: Rules = {
     F.multi_margin_loss: _multi_margin_loss,
     F.multilabel_margin_loss: _multilabel_margin_loss,
     F.ctc_loss: _ctc_loss,

@@ -18,10 +18,10 @@ from torchlinop.autodiff.rules import (
     recurrent,
     reductions,
 )
-from torchlinop.autodiff.rules.functions import in_transform
+from torchlinop.autodiff.rules.functions import Rules, in_transform
 
 #: compositions of torch's own functions, which every transform can look into
-_CORRECTIONS: dict[Callable, Callable] = {
+_CORRECTIONS: Rules = {
     **attention.CORRECTIONS,
     **embeddings.CORRECTIONS,
     **losses.CORRECTIONS,
@@ -31,7 +31,7 @@ _CORRECTIONS: dict[Callable, Callable] = {
     **recurrent.CORRECTIONS,
     **reductions.CORRECTIONS,
 }
-_RULES: dict[Callable, Callable] = {
+_RULES: Rules = {
     **_CORRECTIONS,
     **convolutions.RULES,
     **normalizations.RULES,

@@ -5,7 +5,7 @@ Third derivatives through statistics of the input are wrong in torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.autograd import Function
 
 from torchlinop.autodiff.rules.functions import (
     EXACT,
+    Rules,
     call,
     is_differentiated,
     note_tensors,
@@ -22,7 +23,7 @@ from torchlinop.autodiff.rules.functions import (
 )
 
 #: ``(x, dims, eps)`` to zero mean and unit variance over ``dims``
-_Standardize = Callable[[Tensor, Sequence[int], float], Tensor]
+_Standardize = Callable[[Tensor, tuple[int, ...], float], Tensor]
 
 
 class _Normalize(Function):
@@ -79,12 +80,12 @@ class _NormalizeBackward(Function):
         return bar_g, bar_xhat, bar_rstd
 
 
-def _by_formula(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _by_formula(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     x = x - x.mean(dims, keepdim=True)
     return x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
 
 
-def _by_function(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def _by_function(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     order = [d for d in range(x.ndim) if d not in dims] + list(dims)
     rows = x.permute(order)
     y = _Normalize.apply(rows.flatten(-len(dims)), eps)[0].view(rows.shape)
@@ -192,12 +193,12 @@ def _batch_norm_or_affine(
     return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
 
 
-CORRECTIONS = {
+CORRECTIONS: Rules = {
     F.layer_norm: _layer_norm(_by_formula),
     F.instance_norm: _instance_norm(_by_formula),
     F.batch_norm: _batch_norm(_by_formula),
 }
-RULES = {
+RULES: Rules = {
     F.layer_norm: _layer_norm(_by_function),
     F.instance_norm: _instance_norm(_by_function),
     F.batch_norm: _batch_norm_or_affine,

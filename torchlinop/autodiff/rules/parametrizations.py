@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchlinop.autodiff.rules.functions import Rules
+
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """``g v / |v|``; the norm over all dimensions but ``dim``, or all for -1."""
@@ -14,4 +16,4 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
 
 
-CORRECTIONS = {torch._weight_norm: _weight_norm}
+CORRECTIONS: Rules = {torch._weight_norm: _weight_norm}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torchlinop.autodiff.rules.functions import (
+    Rules,
     call,
     is_differentiated,
     is_worth_a_function,
@@ -177,8 +178,8 @@ def _hardsigmoid(input: Tensor, inplace: bool = False) -> Any:
     return input.copy_(y) if inplace else y
 
 
-CORRECTIONS = {F.hardsigmoid: _hardsigmoid}
-RULES = {
+CORRECTIONS: Rules = {F.hardsigmoid: _hardsigmoid}
+RULES: Rules = {
     F.gelu: _gelu,
     F.silu: _silu,
     torch.tanh: _tanh,

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from torchlinop.autodiff.rules.functions import Rules
+
 
 def _without_fused_kernels(func: Callable) -> Callable:
     def rule(*args: Any, **kwargs: Any) -> Any:
@@ -23,7 +25,7 @@ def _without_fused_kernels(func: Callable) -> Callable:
     return rule
 
 
-CORRECTIONS = {
+CORRECTIONS: Rules = {
     func: _without_fused_kernels(func)
     for func in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.rules.functions import EXACT, is_differentiated
+from torchlinop.autodiff.rules.functions import EXACT, Rules, is_differentiated
 
 #: number of points from which on torch takes Euclidean distances from a matrix product
 _MANY = 25
@@ -60,7 +60,7 @@ def _logcumsumexp(input: Tensor, dim: int, *, out: Tensor | None = None) -> Any:
     return y.movedim(0, dim)
 
 
-CORRECTIONS = {
+CORRECTIONS: Rules = {
     torch.cdist: _cdist,
     torch.pdist: _pdist,
     torch.logcumsumexp: _logcumsumexp,
