@@ -5,7 +5,6 @@ Third derivatives through statistics of the input are wrong in torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,9 +20,6 @@ from torchlinop.autodiff.rules.functions import (
     note_tensors,
     wanted,
 )
-
-#: ``(x, dims, eps)`` to zero mean and unit variance over ``dims``
-_Standardize = Callable[[Tensor, tuple[int, ...], float], Tensor]
 
 
 class _Normalize(Function):
@@ -80,16 +76,9 @@ class _NormalizeBackward(Function):
         return bar_g, bar_xhat, bar_rstd
 
 
-def _by_formula(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     x = x - x.mean(dims, keepdim=True)
     return x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
-
-
-def _by_function(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    order = [d for d in range(x.ndim) if d not in dims] + list(dims)
-    rows = x.permute(order)
-    y = _Normalize.apply(rows.flatten(-len(dims)), eps)[0].view(rows.shape)
-    return y.permute([order.index(d) for d in range(x.ndim)])
 
 
 def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -97,76 +86,80 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + bias
 
 
-def _per_channel(values: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if values is None else values.view([1, -1] + [1] * (x.ndim - 2))
+def _scaled_channels(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    shape = [1, -1] + [1] * (y.ndim - 2)
+    return _scaled(y, *(None if t is None else t.view(shape) for t in (weight, bias)))
 
 
-def _layer_norm(standardize: _Standardize) -> Callable:
-    def rule(
-        input: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Any:
-        shape = tuple(normalized_shape)
-        if not is_differentiated(input) or input.dtype not in EXACT:
-            return NotImplemented
-        if input.shape[-len(shape) :] != shape:
-            return NotImplemented
-        dims = range(input.ndim - len(shape), input.ndim)
-        return _scaled(standardize(input, tuple(dims), eps), weight, bias)
-
-    return rule
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    shape = tuple(normalized_shape)
+    if not is_differentiated(input) or input.dtype not in EXACT:
+        return NotImplemented
+    if input.shape[-len(shape) :] != shape:
+        return NotImplemented
+    return _scaled(_standardized(input, tuple(range(-len(shape), 0)), eps), weight, bias)
 
 
-def _instance_norm(standardize: _Standardize) -> Callable:
-    def rule(
-        input: Tensor,
-        running_mean: Tensor | None = None,
-        running_var: Tensor | None = None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        use_input_stats: bool = True,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Any:
-        if not is_differentiated(input) or input.dtype not in EXACT:
-            return NotImplemented
-        if not use_input_stats or input.ndim < 3:
-            return NotImplemented
-        with torch.no_grad():  # checks the arguments, updates the running statistics
-            F.instance_norm(input, running_mean, running_var, momentum=momentum, eps=eps)
-        y = standardize(input, tuple(range(2, input.ndim)), eps)
-        return _scaled(y, _per_channel(weight, input), _per_channel(bias, input))
-
-    return rule
+def _layer_norm_by_rows(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    shape = tuple(normalized_shape)
+    if not input.requires_grad or input.dtype not in EXACT:
+        return NotImplemented
+    if input.shape[-len(shape) :] != shape:
+        return NotImplemented
+    rows = input if len(shape) == 1 else input.flatten(-len(shape))
+    return _scaled(_Normalize.apply(rows, eps)[0].view(input.shape), weight, bias)
 
 
-def _batch_norm(standardize: _Standardize) -> Callable:
-    def rule(
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Any:
-        if not is_differentiated(input) or input.dtype not in EXACT:
-            return NotImplemented
-        if not training or input.ndim < 2:
-            return NotImplemented
-        with torch.no_grad():  # checks the arguments, updates the running statistics
-            F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
-        y = standardize(input, (0, *range(2, input.ndim)), eps)
-        return _scaled(y, _per_channel(weight, input), _per_channel(bias, input))
-
-    return rule
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if not is_differentiated(input) or input.dtype not in EXACT:
+        return NotImplemented
+    if not use_input_stats or input.ndim < 3:
+        return NotImplemented
+    with torch.no_grad():  # checks the arguments, updates the running statistics
+        F.instance_norm(input, running_mean, running_var, momentum=momentum, eps=eps)
+    y = _standardized(input, tuple(range(2, input.ndim)), eps)
+    return _scaled_channels(y, weight, bias)
 
 
-_batch_norm_with_input_statistics = _batch_norm(_by_function)
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if not is_differentiated(input) or input.dtype not in EXACT:
+        return NotImplemented
+    if not training or input.ndim < 2:
+        return NotImplemented
+    with torch.no_grad():  # checks the arguments, updates the running statistics
+        F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
+    y = _standardized(input, (0, *range(2, input.ndim)), eps)
+    return _scaled_channels(y, weight, bias)
 
 
 def _batch_norm_or_affine(
@@ -179,10 +172,12 @@ def _batch_norm_or_affine(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    if training or running_mean is None or running_var is None or input.ndim < 2:
-        return _batch_norm_with_input_statistics(
+    if training:
+        return _batch_norm(
             input, running_mean, running_var, weight, bias, training, momentum, eps
         )
+    if running_mean is None or running_var is None or input.ndim < 2:
+        return NotImplemented
     if input.dtype != running_mean.dtype:
         return NotImplemented
     scale = torch.rsqrt(running_var + eps)
@@ -194,12 +189,8 @@ def _batch_norm_or_affine(
 
 
 CORRECTIONS: Rules = {
-    F.layer_norm: _layer_norm(_by_formula),
-    F.instance_norm: _instance_norm(_by_formula),
-    F.batch_norm: _batch_norm(_by_formula),
+    F.layer_norm: _layer_norm,
+    F.instance_norm: _instance_norm,
+    F.batch_norm: _batch_norm,
 }
-RULES: Rules = {
-    F.layer_norm: _layer_norm(_by_function),
-    F.instance_norm: _instance_norm(_by_function),
-    F.batch_norm: _batch_norm_or_affine,
-}
+RULES: Rules = {F.layer_norm: _layer_norm_by_rows, F.batch_norm: _batch_norm_or_affine}
