@@ -27,6 +27,9 @@ def _attention(
         return NotImplemented
     if isinstance(attn_mask, CausalBias):
         attn_mask = attn_mask._materialize(query.device)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        hidden = attn_mask.logical_not()
+        attn_mask = query.new_zeros(hidden.shape).masked_fill(hidden, float("-inf"))
     return torch.ops.aten._scaled_dot_product_attention_math(
         query,
         key,

@@ -56,7 +56,8 @@ def _embedding_bag(
         rows, bags = rows[kept], bags[kept]
     out = rows.new_zeros(num_bags, rows.shape[1])
     if mode == "max":  # of an empty bag, zero
-        return out.index_reduce(0, bags, rows, "amax", include_self=False)
+        index = bags.unsqueeze(1).expand_as(rows)
+        return out.scatter_reduce(0, index, rows, "amax", include_self=False)
     out = out.index_add(0, bags, rows)
     if mode == "mean":
         out = out / torch.bincount(bags, minlength=num_bags).clamp(min=1).unsqueeze(1)
