@@ -48,10 +48,8 @@ def check(f, inputs, derivative=by_autograd, step=1e-3):
         value = derivative(scalar, inputs, directions[:order])
         expected = 0.0
         for shift, weight in ((1, 2 / 3), (-1, -2 / 3), (2, -1 / 12), (-2, 1 / 12)):
-            shifted = [
-                x + shift * step * d
-                for x, d in zip(inputs, directions[order - 1], strict=True)
-            ]
+            pairs = zip(inputs, directions[order - 1], strict=True)
+            shifted = [x + shift * step * d for x, d in pairs]
             lower = by_autograd(scalar, shifted, directions[: order - 1])
             expected = expected + weight * lower / step
         torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7)

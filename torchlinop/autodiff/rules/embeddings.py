@@ -36,6 +36,8 @@ def _embedding_bag(
         return NotImplemented
     if input.is_nested or (input.ndim == 1) == (offsets is None):
         return NotImplemented
+    if mode not in ("sum", "mean", "max"):
+        return NotImplemented
     if per_sample_weights is not None and (
         mode != "sum" or per_sample_weights.shape != input.shape
     ):

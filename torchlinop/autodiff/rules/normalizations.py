@@ -137,7 +137,7 @@ def _instance_norm(
     if not use_input_stats or input.ndim < 3:
         return NotImplemented
     with torch.no_grad():  # checks the arguments, updates the running statistics
-        F.instance_norm(input, running_mean, running_var, momentum=momentum, eps=eps)
+        F.instance_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     y = _standardized(input, tuple(range(2, input.ndim)), eps)
     return _scaled_channels(y, weight, bias)
 
@@ -157,7 +157,7 @@ def _batch_norm(
     if not training or input.ndim < 2:
         return NotImplemented
     with torch.no_grad():  # checks the arguments, updates the running statistics
-        F.batch_norm(input, running_mean, running_var, None, None, True, momentum, eps)
+        F.batch_norm(input, running_mean, running_var, weight, bias, True, momentum, eps)
     y = _standardized(input, (0, *range(2, input.ndim)), eps)
     return _scaled_channels(y, weight, bias)
 

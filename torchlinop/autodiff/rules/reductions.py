@@ -28,6 +28,8 @@ def _cdist(
 ) -> Any:
     if x1.dtype not in EXACT or not is_differentiated(x1, x2) or p == 0:
         return NotImplemented
+    if x1.dtype != x2.dtype or min(x1.ndim, x2.ndim) < 2 or x1.shape[-1] != x2.shape[-1]:
+        return NotImplemented
     if p == 2 and (
         compute_mode == "use_mm_for_euclid_dist"
         or (
@@ -41,6 +43,8 @@ def _cdist(
 
 def _pdist(input: Tensor, p: float = 2.0) -> Any:
     if input.dtype not in EXACT or not is_differentiated(input) or p == 0:
+        return NotImplemented
+    if input.ndim != 2:
         return NotImplemented
     n = input.shape[0]
     first, second = torch.triu_indices(n, n, 1, device=input.device)
