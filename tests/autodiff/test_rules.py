@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
 from torchlinop import GGNLinearOperator, HessianLinearOperator
-from torchlinop.autodiff import rules
-from torchlinop.autodiff.rules import SecondOrderRules
+from torchlinop.autodiff.rules import SecondOrderRules, functions
+
+from .differences import check
 
 
 @pytest.fixture(autouse=True)
 def _also_on_small_tensors(monkeypatch):
-    monkeypatch.setattr(rules, "_SMALL", 0)
+    monkeypatch.setattr(functions, "_SMALL", 0)
 
 
 def _tensor(*shape):
@@ -96,40 +96,10 @@ def test_rule_is_used(function):
     assert not any(name in native or name.startswith("Convolution") for name in seen)
 
 
-def test_first_and_second_derivatives(function):
+def test_derivatives(function):
     f, make = function
-    inputs = tuple(x.requires_grad_() for x in make())
-    assert gradcheck(_ruled(f), inputs)
-    assert gradgradcheck(_ruled(f), inputs)
-
-
-def _explicit_layer_norm(x, shape, weight=None, bias=None, eps=1e-5):
-    dims = tuple(range(-len(shape), 0))
-    x = x - x.mean(dims, keepdim=True)
-    y = x / (x.square().mean(dims, keepdim=True) + eps).sqrt() * weight
-    return y if bias is None else y + bias
-
-
-def test_third_derivatives(function, monkeypatch):
-    """As torch's; except for layer norm, where torch 2.13 is wrong, as the formula's."""
-    f, make = function
-    inputs = [x.requires_grad_() for x in make()]
-    directions = [torch.randn_like(x) for x in inputs]
-
-    def third(f):
-        value = f(*inputs).sin().sum()
-        for _ in range(3):
-            parts = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True)
-            value = sum(
-                (p * d).sum()
-                for p, d in zip(parts, directions, strict=True)
-                if p is not None
-            )
-        return value
-
-    ruled = third(_ruled(f))
-    monkeypatch.setattr(F, "layer_norm", _explicit_layer_norm)
-    torch.testing.assert_close(ruled, third(f), rtol=1e-9, atol=1e-9)
+    with SecondOrderRules():
+        check(f, make())
 
 
 NETWORKS = {

@@ -1,0 +1,5 @@
+"""Rules."""
+
+from torchlinop.autodiff.rules.modes import Corrections, SecondOrderRules
+
+__all__ = ["Corrections", "SecondOrderRules"]

@@ -1,0 +1,63 @@
+"""Contexts in which the rules apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+from torchlinop.autodiff.rules import (
+    attention,
+    convolutions,
+    embeddings,
+    losses,
+    normalizations,
+    parametrizations,
+    pointwise,
+    recurrent,
+    reductions,
+)
+from torchlinop.autodiff.rules.functions import Rules, in_transform
+
+#: compositions of torch's own functions, which every transform can look into
+_CORRECTIONS: Rules = {
+    **attention.CORRECTIONS,
+    **embeddings.CORRECTIONS,
+    **losses.CORRECTIONS,
+    **normalizations.CORRECTIONS,
+    **parametrizations.CORRECTIONS,
+    **pointwise.CORRECTIONS,
+    **recurrent.CORRECTIONS,
+    **reductions.CORRECTIONS,
+}
+_RULES: Rules = {
+    **_CORRECTIONS,
+    **convolutions.RULES,
+    **normalizations.RULES,
+    **pointwise.RULES,
+}
+
+
+class Corrections(TorchFunctionMode):
+    """Context in which derivatives that PyTorch gets wrong are right."""
+
+    rules = _CORRECTIONS
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Call the rule for ``func`` if there is one and it applies, else ``func``."""
+        kwargs = kwargs or {}
+        rule = (_CORRECTIONS if in_transform() else self.rules).get(func)
+        if rule is not None:
+            result = rule(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return func(*args, **kwargs)
+
+
+class SecondOrderRules(Corrections):
+    """Context in which, moreover, second derivatives are cheap."""
+
+    rules = _RULES
