@@ -1,6 +1,7 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
 from torchlinop import verify
+from torchlinop._gradient import gradient_and_loss
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff import UnsupportedDerivativeError
@@ -62,6 +63,7 @@ __all__ = [
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "aslinearoperator",
+    "gradient_and_loss",
     "multishift_cg",
     "neumann_scale",
     "verify",
