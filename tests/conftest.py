@@ -98,6 +98,7 @@ def _global_state() -> tuple:
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
+        torch._C._len_torch_function_stack(),
         torch.backends.cudnn.enabled,
         torch.backends.cuda.flash_sdp_enabled(),
         torch.are_deterministic_algorithms_enabled(),

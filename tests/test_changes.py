@@ -20,7 +20,7 @@ from torchlinop import (
     JacobianLinearOperator,
 )
 from torchlinop._watch import Watch
-from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+from torchlinop.reference import dense_ggn, dense_hessian, dense_jacobian
 
 from tests.problems import classification
 

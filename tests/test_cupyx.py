@@ -35,7 +35,7 @@ from torchlinop import (
     aslinearoperator,
     verify,
 )
-from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+from torchlinop.reference import dense_ggn, dense_hessian, dense_jacobian
 
 from tests import standin
 from tests.cases import CASES

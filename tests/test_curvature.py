@@ -13,14 +13,14 @@ from torchlinop import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    gradient_and_loss,
 )
-from torchlinop.examples import (
+from torchlinop.reference import (
     dense_empirical_fisher,
     dense_ggn,
     dense_gradient,
     dense_hessian,
     dense_jacobian,
-    gradient_and_loss,
 )
 
 from tests.problems import binary, classification, mlp, regression
@@ -164,7 +164,7 @@ def test_empirical_fisher_of_weighted_classes(reduction):
     total = WEIGHT[y[y != -100]].sum().item()
     expected = dense_empirical_fisher(
         problem.model,
-        CE(WEIGHT, label_smoothing=0.1, reduction="sum"),
+        CE(WEIGHT, label_smoothing=0.1, reduction="none"),
         problem.params,
         problem.data,
         normalizer=1.0 if reduction == "sum" else total,
@@ -181,7 +181,7 @@ def test_empirical_fisher_of_a_callable_loss():
 
     expected = dense_empirical_fisher(
         problem.model,
-        lambda f, y: (f - y).abs().pow(3).sum(),
+        lambda f, y: (f - y).abs().pow(3).sum(-1),
         problem.params,
         problem.data,
         normalizer=8.0,

@@ -20,7 +20,7 @@ from torchlinop import (
     SubmatrixLinearOperator,
     aslinearoperator,
 )
-from torchlinop.examples import dense_hessian
+from torchlinop.reference import dense_hessian
 
 from tests.problems import classification
 

@@ -19,7 +19,7 @@ LAYERS = [
     ["_operator", "sources"],
     ["structured", "_kept"],
     ["curvature", "solve"],
-    ["examples", "verify"],
+    ["reference", "verify"],
     ["__init__"],
     ["compat"],
 ]
@@ -85,7 +85,7 @@ def test_no_delayed_imports_of_our_own(path, parts):
 
 def test_import_needs_no_optional_package():
     code = (
-        "import sys, torchlinop, torchlinop.compat.curvlinops, torchlinop.examples\n"
+        "import sys, torchlinop, torchlinop.compat.curvlinops, torchlinop.reference\n"
         "found = {m.split('.')[0] for m in sys.modules}\n"
         "print(sorted(found & {'cupy', 'matplotlib', 'sklearn', 'statsmodels', 'pandas'}))"
     )

@@ -17,7 +17,7 @@ from numpy.linalg import cond, inv, norm
 from scipy import optimize
 from torch import nn
 from torchlinop import HessianLinearOperator, JacobianLinearOperator
-from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+from torchlinop.reference import dense_ggn, dense_hessian, dense_jacobian
 
 from tests.problems import Problem, mlp
 

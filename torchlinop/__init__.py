@@ -11,6 +11,7 @@ from torchlinop.curvature import (
     HessianLinearOperator,
     JacobianLinearOperator,
 )
+from torchlinop.curvature.gradient import gradient_and_loss
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -63,6 +64,7 @@ __all__ = [
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "aslinearoperator",
+    "gradient_and_loss",
     "multishift_cg",
     "neumann_scale",
     "verify",

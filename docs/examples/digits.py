@@ -28,8 +28,8 @@ from torchlinop import (
     IdentityLinearOperator,
     JacobianLinearOperator,
     TorchLinearOperator,
+    gradient_and_loss,
 )
-from torchlinop.examples import gradient_and_loss
 
 DTYPE = torch.float64
 #: uneven on purpose: the operators are those of all data, however it is cut

@@ -27,10 +27,11 @@ from torchlinop import (
     MINRESInverseLinearOperator,
     NeumannInverseLinearOperator,
     NystromPreconditioner,
+    gradient_and_loss,
     multishift_cg,
     neumann_scale,
 )
-from torchlinop.examples import dense_ggn, gradient_and_loss
+from torchlinop.reference import dense_ggn
 
 torch.manual_seed(0)
 torch.set_num_threads(1)

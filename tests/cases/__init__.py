@@ -30,7 +30,7 @@ from torchlinop import (
     TorchLinearOperator,
     aslinearoperator,
 )
-from torchlinop.examples import (
+from torchlinop.reference import (
     dense_empirical_fisher,
     dense_ggn,
     dense_hessian,
@@ -109,7 +109,7 @@ def empirical_fisher(dtype):
     problem = binary(dtype=dtype)
     dense = dense_empirical_fisher(
         problem.model.double(),
-        torch.nn.BCEWithLogitsLoss(reduction="sum"),
+        lambda f, y: torch.nn.BCEWithLogitsLoss(reduction="none")(f, y).sum(-1),
         problem.params,
         [(X.double(), y.double()) for X, y in problem.data],
         normalizer=18.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 
 import numpy as np
@@ -178,6 +179,96 @@ def test_empirical_fisher_of_cross_entropy():
     E = EFLinearOperator(*problem.arguments)
     expected = functorch_empirical_fisher(*problem.arguments)
     torch.testing.assert_close(E.to_dense(), expected, **CLOSE)
+
+
+CE, MSE, BCE = nn.CrossEntropyLoss, nn.MSELoss, nn.BCEWithLogitsLoss
+WEIGHT = torch.tensor([0.2, 3.0, 1.5], dtype=torch.float64)
+POSITIVE = torch.tensor([3.0, 0.5], dtype=torch.float64)
+#: loss, shape of a prediction after the batch dimension, settings of the loss
+EMPIRICAL = {
+    "classes": (CE, (3,), {}),
+    "class weights": (CE, (3,), {"weight": WEIGHT}),
+    "ignored": (CE, (3,), {"ignore_index": 1}),
+    "all at once": (
+        CE,
+        (3, 2),
+        {"weight": WEIGHT, "ignore_index": 1, "label_smoothing": 0.2},
+    ),
+    "images of classes": (CE, (3, 2, 2), {}),
+    "soft": (CE, (3,), {"weight": WEIGHT, "label_smoothing": 0.1}),
+    "soft sequences": (CE, (3, 2), {}),
+    "scalars": (MSE, (), {}),
+    "vectors": (MSE, (4,), {}),
+    "sequences of vectors": (MSE, (3, 2), {}),
+    "binary scalars": (BCE, (), {"pos_weight": POSITIVE[0]}),
+    "positive weight": (BCE, (2,), {"pos_weight": POSITIVE}),
+    "both weights": (BCE, (3, 2), {"weight": POSITIVE.flip(0), "pos_weight": POSITIVE}),
+}
+
+
+def _by_loop(model, loss_function, params, data):
+    """Backward through the loss of each datum, one after the other."""
+    summed = copy.copy(loss_function)
+    summed.reduction = "sum"
+    total, normalizer = 0.0, 0.0
+    for X, y in data:
+        f = model(X)
+        if isinstance(loss_function, CE):
+            rows = f.movedim(1, -1).reshape(-1, f.shape[1])
+            soft = y.is_floating_point()
+            targets = y.movedim(1, -1).reshape(rows.shape) if soft else y.reshape(-1)
+        elif f.ndim == 1:
+            rows, targets = f[:, None], y[:, None]
+        else:
+            rows, targets = f.reshape(-1, f.shape[-1]), y.reshape(-1, f.shape[-1])
+        for row, target in zip(rows, targets, strict=True):
+            loss = summed(row, target)
+            parts = torch.autograd.grad(loss, params, retain_graph=True)
+            g = parameters_to_vector(parts)
+            total = total + torch.outer(g, g)
+            if not isinstance(loss_function, CE):
+                normalizer += target.numel()
+            elif soft:
+                normalizer += 1
+            elif target != loss_function.ignore_index:
+                weight = loss_function.weight
+                normalizer += 1.0 if weight is None else weight[target].item()
+    return total / (normalizer if loss_function.reduction == "mean" else 1.0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("case", list(EMPIRICAL))
+def test_empirical_fisher_in_every_setting(case, reduction):
+    kind, shape, settings = EMPIRICAL[case]
+    torch.manual_seed(5)
+    size = int(np.prod(shape))
+    model = nn.Sequential(nn.Linear(3, size), nn.Tanh(), nn.Unflatten(1, shape or (1,)))
+    if not shape:
+        model.append(nn.Flatten(0))
+    model.double()
+    data = []
+    for n in (3, 1):
+        X = torch.randn(n, 3).double()
+        if kind is not CE:
+            y = torch.randn(n, *shape).double()
+            y = y.sigmoid().round() if kind is BCE else y
+        elif case.startswith("soft"):
+            y = torch.randn(n, *shape).double().softmax(1)
+        else:
+            y = torch.randint(3, (n, *shape[1:]))
+        data.append((X, y))
+    arguments = model, kind(**settings, reduction=reduction), list(model.parameters()), data
+    expected = _by_loop(*arguments)
+    assert expected.norm() > 0
+    torch.testing.assert_close(functorch_empirical_fisher(*arguments), expected, **CLOSE)
+    E = torchlinop.EFLinearOperator(*arguments)
+    torch.testing.assert_close(E.to_dense(), expected, **CLOSE)
+
+
+def test_empirical_fisher_of_other_losses_is_refused():
+    problem = regression(nn.HuberLoss())
+    with pytest.raises(TypeError, match=r"got HuberLoss\. Use torchlinop\.reference"):
+        functorch_empirical_fisher(*problem.arguments)
 
 
 def test_wrong_number_of_data():

@@ -17,7 +17,7 @@ from torchlinop import (
     NystromPreconditioner,
     verify,
 )
-from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+from torchlinop.reference import dense_ggn, dense_hessian, dense_jacobian
 
 from tests.gpu.conftest import doubled, on
 from tests.problems import regression

@@ -1,148 +1,284 @@
-"""Saying which operation has no derivative, and in which module it is."""
+"""Saying which operation has no derivative, and whether it is in a module or the loss."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils import _pytree as pytree
 
-_SYMPTOMS = (
-    "derivative for",
-    "derivative of",
-    "differentiate twice",
-    "forward mode AD",
-    "once_differentiable",
-    "does not support",
-    "not implemented for",
-    "forward AD",
-    "double backward",
-    "setup_context",
-    "vmap",
+#: what torch says when a derivative is missing, and nothing else that it says
+_MISSING = re.compile(
+    r"derivatives? (for|of) .{1,200}? (is|are) not (implemented|supported)"
+    r"|[Tt]rying to (use forward AD|differentiate twice)"
+    r"|must implement (the jvp function|either the backward or vjp)"
+    r"|not (currently )?support (double backward|automatic differentiation)"
+    r"|[Dd]ouble backwards? is not",
+    re.DOTALL,
+)
+#: where the operation is named in such a message
+_OPERATION = re.compile(
+    r"derivatives? (?:for|of) (?:operat\w+ )?'?(?:aten::)?(\w+(?:\.\w+)?)"
+    r"|forward AD with (?:aten::)?(\w+(?:\.\w+)?)"
+    r"|differentiate twice (\w+(?:, \w+)*), marked"
 )
 
 
 class UnsupportedDerivativeError(RuntimeError):
-    """An operation of the model lacks a derivative that the product needs."""
+    """An operation of the model or the loss lacks a derivative that the product needs."""
 
 
 def is_missing_derivative(error: BaseException) -> bool:
     """Whether an exception of torch means that a derivative is not implemented."""
-    return isinstance(error, (RuntimeError, NotImplementedError)) and any(
-        symptom in str(error) for symptom in _SYMPTOMS
-    )
+    return isinstance(error, RuntimeError) and bool(_MISSING.search(str(error)))
 
 
 def explain(
-    error: BaseException, model: Any, evaluate: Callable[[], Any], order: int
+    error: BaseException,
+    model: Any,
+    evaluate: Callable[[], Any],
+    order: int,
+    loss: Callable[[Tensor], Tensor] | None = None,
 ) -> UnsupportedDerivativeError:
-    """Find the module that fails and describe the failure.
+    """Find the module that fails, or the loss, and describe the failure.
+
+    Every module is differentiated twice within the graph that one evaluation records:
+    no module is called a second time, and nothing is written to one.
 
     Parameters
     ----------
     error
         What torch raised.
     model
-        The user's model.
+        What ``evaluate`` calls: the names of its modules are those in the message.
     evaluate
-        Evaluates the model once, on the batch that failed.
+        Evaluates the model once, on the batch that failed, and returns its prediction.
     order
-        Order of the derivative that was needed, 1 or 2.
+        2 for the Hessian. 1 for Jacobians and what is made of them: they need the second
+        derivative only where forward-mode differentiation does not exist.
+    loss
+        The loss of that batch as a function of the prediction. Default: there is none.
     """
-    calls: list[tuple[nn.Module, tuple, dict]] = []
-    names: dict[int, str] = {}
-    if isinstance(model, nn.Module):
-        names = {id(m): n for n, m in model.named_modules()}
-
-    def record(module: nn.Module, args: tuple, kwargs: dict, _: Any) -> None:
-        if id(module) in names:
-            calls.append((module, args, kwargs))
-
-    handle = torch.nn.modules.module.register_module_forward_hook(record, with_kwargs=True)
-    prediction = None
-    try:
-        with torch.enable_grad():
-            prediction = evaluate()
-    except Exception:  # the model's own failure; the calls up to it are recorded
-        pass
-    finally:
-        handle.remove()
-
-    where, operation = "the model", _operation_in(str(error))
-    if operation is None and isinstance(prediction, Tensor):
-        operation = _custom_function([prediction])
-    for module, args, kwargs in calls:  # children come before their parents
-        problem, function = _second_derivative_fails(module, args, kwargs)
-        if problem is not None:
-            name = names[id(module)] or "the model itself"
-            where = f"module {name!r} ({type(module).__name__})"
-            operation = _operation_in(problem) or function or operation
-            break
-    kind = {1: "derivative", 2: "second derivative"}[order]
-    what = f"operation {operation}" if operation else "an operation"
+    calls, prediction = _record(model, evaluate)
+    failures = [f for call in calls if (f := _failure(call)) is not None]
+    if loss is not None and isinstance(prediction, Tensor):
+        leaf = prediction.detach().requires_grad_()
+        value = _attempt(lambda: loss(leaf))
+        failure = _failure(_Call("the loss", _edges(leaf), _outputs(value)))
+        failures += [] if failure is None else [failure]
+    default = _Failure("the model", _operation_in(str(error)), order == 1, 2)
+    if default.operation is None and isinstance(prediction, Tensor):
+        names = [kind.__name__ for kind in _functions(_nodes(_edges(prediction)))]
+        default = default._replace(operation=", ".join(names) or None, is_custom=True)
+    found = _matching(failures, error) or default
     return UnsupportedDerivativeError(
-        f"{what} in {where} has no {kind} in PyTorch, which this operator needs. "
-        "Replace it by an equivalent made of differentiable operations; for a "
-        "custom autograd.Function, remove once_differentiable and write backward with "
-        "torch operations; where first derivatives are enough, use the GGN, which needs "
-        f"no second derivative of the model. PyTorch said: {error}"
+        f"{_statement(found, order)} {_advice(found, order)} PyTorch said: {error}"
     )
 
 
-def _second_derivative_fails(
-    module: nn.Module, args: tuple, kwargs: dict
-) -> tuple[str | None, str | None]:
-    leaves: list[Tensor] = []
+class _Call(NamedTuple):
+    """One call of a module, by its place in the graph."""
 
-    def detached(t: Tensor) -> Tensor:
-        t = t.detach()
-        if t.is_floating_point():
-            leaves.append(t.requires_grad_())
-        return t
-
-    state = {n: detached(p) for n, p in module.named_parameters()}
-    state |= {n: b.clone() for n, b in module.named_buffers()}
-    args, kwargs = pytree.tree_map_only(Tensor, detached, (args, kwargs))
-    custom = None
-    try:
-        with torch.enable_grad():
-            output = functional_call(module, state, args, kwargs)
-            outputs = [
-                t
-                for t in pytree.tree_leaves(output)
-                if isinstance(t, Tensor) and t.requires_grad
-            ]
-            custom = _custom_function(outputs)
-            require_twice_differentiable(outputs)
-            value = sum((t.square().sum() for t in outputs), torch.zeros(()))
-            if not value.requires_grad:
-                return None, None
-            first = torch.autograd.grad(value, leaves, create_graph=True, allow_unused=True)
-            total = sum(
-                (g.square().sum() for g in first if g is not None and g.requires_grad),
-                torch.zeros(()),
-            )
-            if total.requires_grad:
-                torch.autograd.grad(total, leaves, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
-        return str(error), custom
-    return None, None
+    where: str
+    inputs: list[GradientEdge]
+    outputs: list[_Output]
 
 
-def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
-    """Names of the Functions in the graph that are marked ``once_differentiable``.
+class _Output(NamedTuple):
+    edge: GradientEdge
+    ones: Callable[[], Tensor]
 
-    Differentiating their gradient again gives no error in PyTorch when only parameters
-    are asked for: the term is silently missing.
+
+class _Failure(NamedTuple):
+    where: str
+    operation: str | None
+    is_custom: bool
+    order: int
+
+
+def _record(model: Any, evaluate: Callable[[], Any]) -> tuple[list[_Call], Any]:
+    """Evaluate; return the calls of modules, inner ones before outer ones, and the value.
+
+    Edges of the graph are recorded rather than tensors, since a tensor that is modified
+    in place later has another place in the graph then.
     """
+    names: dict[int, str] = {}
+    if isinstance(model, nn.Module):
+        names = {id(m): n for n, m in model.named_modules()}
+    calls: list[_Call] = []
+    entered: list[tuple[nn.Module, list[GradientEdge]]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        entered.append((module, _edges(args)))
+
+    def leave(module: nn.Module, _: Any, kwargs: Any, output: Any) -> None:
+        while entered:  # a call that raised was not left
+            called, inputs = entered.pop()
+            if called is module:
+                break
+        else:
+            return
+        kind = type(module).__name__
+        name = names.get(id(module))
+        where = f"module {name or 'the model itself'!r} ({kind})"
+        where = f"a module of type {kind}" if name is None else where
+        calls.append(_Call(where, inputs + _edges(kwargs), _outputs(output)))
+
+    with (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, with_kwargs=True),
+    ):
+        return calls, _attempt(evaluate)
+
+
+def _attempt(evaluate: Callable[[], Any]) -> Any:
+    """Evaluate with a graph; ``None`` where that fails by itself."""
+    with torch.enable_grad():
+        try:
+            return evaluate()
+        except Exception:  # what is known up to here is used
+            return None
+
+
+def _matching(failures: list[_Failure], error: BaseException) -> _Failure | None:
+    """Of several operations without a derivative, the one that the error is about."""
+    operation = _operation_in(str(error))
+
+    def matches(failure: _Failure) -> bool:
+        if operation is None:
+            return failure.is_custom
+        return _stem(failure.operation) == _stem(operation)
+
+    return next(filter(matches, failures), next(iter(failures), None))
+
+
+def _statement(failure: _Failure, order: int) -> str:
+    what = f"Operation {failure.operation}" if failure.operation else "An operation"
+    if failure.order == 1:
+        lacks = "no derivative in PyTorch, which this operator needs."
+    elif order == 1 and failure.where != "the loss":
+        lacks = (
+            "no second derivative and no forward-mode derivative in PyTorch, one of which "
+            "this operator needs."
+        )
+    else:
+        lacks = "no second derivative in PyTorch, which this operator needs."
+    return f"{what} in {failure.where} has {lacks}"
+
+
+def _advice(failure: _Failure, order: int) -> str:
+    if failure.is_custom:
+        fix = (
+            "Write the backward of this autograd.Function with torch operations on tensors "
+            "saved by ctx.save_for_backward, without once_differentiable"
+        )
+        fix += " (or give it a jvp)." if order == 1 else "."
+    elif failure.where == "the loss":
+        fix = "Write the loss out with differentiable operations, or use another one."
+    else:
+        fix = "Replace it by an equivalent made of differentiable operations."
+    if failure.order == 1:
+        return fix
+    if failure.where == "the loss":
+        return (
+            f"{fix} The Hessian and the GGN both need it; JacobianLinearOperator and "
+            "EFLinearOperator do without."
+        )
+    if order == 2:
+        return (
+            f"{fix} Or use the GGN, which takes the model's first derivative only: that "
+            "works where the operation can be differentiated in forward mode."
+        )
+    return fix
+
+
+# ----------------------------------------------------------------------- the graph
+
+
+def _edges(tree: Any) -> list[GradientEdge]:
+    """Where the tensors in ``tree`` come from."""
+    return [output.edge for output in _outputs(tree)]
+
+
+def _outputs(tree: Any) -> list[_Output]:
+    """Edges as in :func:`_edges`, each with a function that makes a cotangent."""
+    return [
+        _Output(
+            get_gradient_edge(t),
+            partial(torch.ones, t.shape, dtype=t.dtype, device=t.device),
+        )
+        for t in pytree.tree_leaves(tree)
+        if isinstance(t, Tensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+        and t.requires_grad
+        and t.layout == torch.strided
+    ]
+
+
+def _nodes(
+    outputs: Sequence[GradientEdge], inputs: Sequence[GradientEdge] = ()
+) -> Iterator[Any]:
+    """Nodes of the graph from ``outputs`` back to ``inputs``, these not included."""
+    seen: set[Any] = {edge.node for edge in inputs}
+    stack: list[Any] = [edge.node for edge in outputs]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        stack.extend(f for f, _ in node.next_functions)
+
+
+def _failure(call: _Call) -> _Failure | None:
+    """Differentiate one part of the graph twice; say what is missing."""
+    outputs = [output.edge for output in call.outputs]
+    nodes = list(_nodes(outputs, call.inputs))
+    leaves = [n.variable for n in nodes if type(n).__name__ == "AccumulateGrad"]
+    wanted: list[Any] = [*call.inputs, *leaves]
+    if not wanted or not outputs:
+        return None
+    once = _once_differentiable(nodes)
+    if once:
+        return _Failure(call.where, ", ".join(once), True, 2)
+    cotangents = [output.ones().requires_grad_() for output in call.outputs]
+    order = 1
+    try:
+        first = torch.autograd.grad(
+            outputs, wanted, cotangents, create_graph=True, allow_unused=True
+        )
+        order = 2
+        slopes = [g for g in first if g is not None and g.requires_grad]
+        if slopes:
+            ones = [torch.ones_like(g) for g in slopes]
+            torch.autograd.grad(slopes, [*wanted, *cotangents], ones, allow_unused=True)
+    except RuntimeError as error:
+        if not is_missing_derivative(error):
+            return None
+        operation = _operation_in(str(error))
+        custom = [kind.__name__ for kind in _functions(nodes)]
+        if operation is None and custom:
+            return _Failure(call.where, ", ".join(custom), True, order)
+        return _Failure(call.where, operation, False, order)
+    return None
+
+
+def custom_functions(outputs: Sequence[Tensor]) -> list[str]:
+    """Names of the user-written autograd.Functions in the graph, without torch's own."""
     return [
         kind.__name__
-        for kind in _custom_functions(outputs)
-        if _is_once_differentiable(kind.backward)
+        for kind in _functions(_nodes(_edges(list(outputs))))
+        if not kind.__module__.startswith("torch.")
+        or kind.__module__ == "torch._functorch.autograd_function"  # a user's, in vmap
     ]
 
 
@@ -156,38 +292,43 @@ def require_twice_differentiable(outputs: Sequence[Tensor]) -> None:
         )
 
 
-def _is_once_differentiable(backward: Any) -> bool:
-    code = getattr(backward, "__code__", None)
-    return (
-        code is not None
-        and code.co_filename == torch.autograd.function.__file__
-        and hasattr(backward, "__wrapped__")
-    )
+def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
+    """Names of the Functions in the graph that are marked ``once_differentiable``.
+
+    Differentiating their gradient again gives no error in PyTorch when only parameters
+    are asked for: the term is silently missing.
+    """
+    return _once_differentiable(_nodes(_edges(list(outputs))))
 
 
-def _custom_function(outputs: Sequence[Tensor]) -> str | None:
-    """Name of a user-written autograd.Function in the graph, if there is one."""
-    kinds = _custom_functions(outputs)
-    return kinds[0].__name__ if kinds else None
+def _once_differentiable(nodes: Iterable[Any]) -> list[str]:
+    marked = []
+    for kind in _functions(nodes):
+        code = getattr(kind.backward, "__code__", None)
+        if (
+            code is not None
+            and code.co_filename == torch.autograd.function.__file__
+            and hasattr(kind.backward, "__wrapped__")
+        ):
+            marked.append(kind.__name__)
+    return marked
 
 
-def _custom_functions(outputs: Sequence[Tensor]) -> list[Any]:
-    """All user-written autograd.Functions in the graph."""
-    stack: list[Any] = [t.grad_fn for t in outputs]
-    seen = set()
+def _functions(nodes: Iterable[Any]) -> list[Any]:
+    """The autograd.Functions among the nodes, each once; those of this package aside."""
     kinds: dict[Any, None] = {}
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             kind: Any = type(node)
             kinds[kind._forward_cls] = None
-        stack.extend(f for f, _ in node.next_functions)
     return [kind for kind in kinds if not kind.__module__.startswith("torchlinop.")]
 
 
 def _operation_in(message: str) -> str | None:
-    found = re.search(r"aten::(\w+)|derivative for '?(\w+)'?", message)
+    found = _OPERATION.search(message)
     return next((group for group in found.groups() if group), None) if found else None
+
+
+def _stem(operation: str | None) -> str:
+    """Return what the names of an operation and of its backward share."""
+    return re.sub(r"_(backward|forward)$", "", operation or "").strip("_")

@@ -77,6 +77,15 @@ class Substitution(TorchFunctionMode):
         super().__init__()
         self._replacements = replacements
 
+    @property
+    def over(self) -> bool:
+        """Whether it replaces nothing any more."""
+        return not self._replacements
+
+    def end(self) -> None:
+        """Replace nothing, also if torch puts this mode back after an interrupt."""
+        self._replacements = {}
+
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import _get_current_function_mode
 
+from torchlinop.autodiff.functional import Substitution
 from torchlinop.autodiff.rules import Corrections, SecondOrderRules
 
 #: held while a model is evaluated or looked at: some flags that are set belong to the
@@ -36,6 +37,7 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
     """
     with EXCLUSIVE:
         before = _State(device)
+        mode = SecondOrderRules() if rules else Corrections()
         try:
             with ExitStack() as stack:
                 if torch.is_inference_mode_enabled():
@@ -43,12 +45,12 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
                 if torch.is_autocast_enabled(device.type):
                     stack.enter_context(torch.autocast(device.type, enabled=False))
                 stack.enter_context(torch.enable_grad())
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
                 stack.enter_context(_uncompiled())
                 stack.enter_context(_without_checkpoints())
-                stack.enter_context(SecondOrderRules() if rules else Corrections())
+                stack.enter_context(mode)
                 yield
         finally:
+            mode.over = True
             before.restore()
 
 
@@ -59,6 +61,7 @@ class _State:
     """
 
     def __init__(self, device: torch.device) -> None:
+        _remove_what_is_over()
         self._device = device
         self._random = torch.get_rng_state()
         self._random_there = (
@@ -75,6 +78,14 @@ class _State:
         torch.set_rng_state(self._random)
         if self._random_there is not None:
             torch.cuda.set_rng_state(self._random_there, self._device)
+
+
+def _remove_what_is_over() -> None:
+    """Take modes off the stack that came back after an interrupt."""
+    while (mode := _get_current_function_mode()) is not None and (
+        isinstance(mode, (Corrections, Substitution)) and mode.over
+    ):
+        torch._C._pop_torch_function_stack()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -106,7 +106,7 @@ def _hessian_map(source: ScalarSource, batch: Batch) -> _HessianMap:
         product = HessianProduct(gradient, leaves)
         return product, retained_bytes(product.graph, (*leaves, *batch.sources))
 
-    product, nbytes = source.record(batch, build)
+    product, nbytes = source.record(batch, build, order=2)
     return _HessianMap(product, source, batch, nbytes)
 
 
@@ -133,4 +133,4 @@ class _HessianMap:
         try:
             return space.join(self._product(space.split(v)))
         except (RuntimeError, NotImplementedError) as error:
-            raise self._source.explained(error, self._batch) from error
+            raise self._source.explained(error, self._batch, order=2) from error

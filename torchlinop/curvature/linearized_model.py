@@ -47,7 +47,7 @@ class LinearizedModel:
                 products = JacobianProducts(prediction, leaves)
             return products, retained_bytes(products.graph, (*leaves, *batch.sources))
 
-        self._products, self.nbytes = source.record(batch, build)
+        self._products, self.nbytes = source.record(batch, build, order=1)
         self.output = self._products.output
 
     def jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
@@ -59,8 +59,8 @@ class LinearizedModel:
             if batched or not is_missing_derivative(error):
                 raise
             if isinstance(self._products, ForwardJacobianProducts):
-                raise self._source.explained(error, self._batch) from error
-        self._products = self._source.record(self._batch, self._forward)
+                raise self._source.explained(error, self._batch, order=1) from error
+        self._products = self._source.record(self._batch, self._forward, order=1)
         return self.jvp(v)
 
     def _forward(self, leaves: list[Tensor]) -> JacobianProducts:

@@ -79,17 +79,19 @@ class TorchFunction:
             )
         return value, torch.ones_like(value)
 
-    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+    def record(
+        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
+    ) -> Result:
         """Run ``build(leaves)``, which evaluates ``f``, for its graph."""
-        return record_with_rules(self, batch, build)
+        return record_with_rules(self, batch, build, order)
 
-    def explained(self, error: Exception, batch: Batch) -> Exception:
+    def explained(self, error: Exception, batch: Batch, *, order: int) -> Exception:
         """Return an error that names the operation, if a derivative is missing."""
         if not is_missing_derivative(error):
             return error
         leaves = self.leaves()
         with recording(self.space.device, rules=False):
-            return explain(error, self.f, lambda: self.predict(leaves, batch), order=2)
+            return explain(error, self.f, lambda: self.predict(leaves, batch), order)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the watch behind: a copy looks anew."""

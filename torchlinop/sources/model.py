@@ -92,8 +92,12 @@ class ModelOnData:
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
         if isinstance(self.model, nn.Module):
-            with Substitution(self._chosen(leaves)):
-                prediction = _call(self._copy(leaves), batch.X)
+            substitution = Substitution(self._chosen(leaves))
+            try:
+                with substitution:
+                    prediction = _call(self._copy(leaves), batch.X)
+            finally:
+                substitution.end()
         elif self._as_mapping:
             prediction = self.model(dict(zip(self._params, leaves, strict=True)), batch.X)
         else:
@@ -121,11 +125,20 @@ class ModelOnData:
         constants |= {id(b): b.clone() for b in model.buffers()}
         return with_tensors(model, constants | self._chosen(leaves))
 
-    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+    def record(
+        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
+    ) -> Result:
         """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
-        return record_with_rules(self, batch, build)
+        return record_with_rules(self, batch, build, order)
 
-    def explained(self, error: Exception, batch: Batch) -> Exception:
+    def explained(
+        self,
+        error: Exception,
+        batch: Batch,
+        *,
+        order: int,
+        loss: Callable[[Tensor], Tensor] | None = None,
+    ) -> Exception:
         """Return an error that names the operation, if a derivative is missing."""
         if not is_missing_derivative(error):
             return error
@@ -133,9 +146,9 @@ class ModelOnData:
         with recording(self.space.device, rules=False):
             if not isinstance(self.model, nn.Module):
                 evaluate = partial(self.predict, leaves, batch)
-                return explain(error, self.model, evaluate, order=2)
+                return explain(error, self.model, evaluate, order, loss)
             copy = self._copy(leaves)
-            return explain(error, copy, partial(copy, batch.X), order=2)
+            return explain(error, copy, partial(copy, batch.X), order, loss)
 
     # --------------------------------------------------------------------- changes
 

@@ -65,10 +65,15 @@ class Source(Protocol):
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the function at ``leaves`` on one batch."""
 
-    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
-        """Run ``build(leaves)``, which evaluates the function on ``batch``."""
+    def record(
+        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
+    ) -> Result:
+        """Run ``build(leaves)``, which evaluates the function on ``batch``.
 
-    def explained(self, error: Exception, batch: Batch) -> Exception:
+        ``order`` is 2 for the Hessian, 1 for what is made of Jacobians.
+        """
+
+    def explained(self, error: Exception, batch: Batch, *, order: int) -> Exception:
         """Return an error that names the operation, if a derivative is missing."""
 
     def changed(self) -> bool:
@@ -89,7 +94,7 @@ class ScalarSource(Source, Protocol):
 
 
 def record_with_rules(
-    source: Source, batch: Batch, build: Callable[[list[Tensor]], Result]
+    source: Source, batch: Batch, build: Callable[[list[Tensor]], Result], order: int
 ) -> Result:
     """Run ``build(leaves)`` for its graph; a missing derivative is explained.
 
@@ -105,4 +110,4 @@ def record_with_rules(
         with recording(device, rules=False):
             return build(source.leaves())
     except Exception as error:
-        raise source.explained(error, batch) from error
+        raise source.explained(error, batch, order=order) from error

@@ -127,7 +127,9 @@ class EmpiricalRisk:
         scale = 1 / self.normalizer
         return prediction, self.loss.gradient(prediction, batch.y, batch.size, scale)
 
-    def record(self, batch: Batch, build: Callable[[list[Tensor]], Result]) -> Result:
+    def record(
+        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
+    ) -> Result:
         """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
         known = self._known
         if known.loss.reduction == "mean" and not self.batches.shuffles:
@@ -137,11 +139,15 @@ class EmpiricalRisk:
                     f"The weight of batch {batch.position} in the mean was "
                     f"{known.shares[batch.position]} in an earlier pass, now {share}."
                 )
-        return record_with_rules(self, batch, build)
+        return record_with_rules(self, batch, build, order)
 
-    def explained(self, error: Exception, batch: Batch) -> Exception:
+    def explained(self, error: Exception, batch: Batch, *, order: int) -> Exception:
         """Return an error that names the operation, if a derivative is missing."""
-        return self._on_data.explained(error, batch)
+
+        def loss(prediction: Tensor) -> Tensor:
+            return self.loss_function(prediction, batch.y)
+
+        return self._on_data.explained(error, batch, order=order, loss=loss)
 
     # --------------------------------------------------------------------- changes
 

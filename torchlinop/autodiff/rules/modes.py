@@ -43,12 +43,17 @@ class Corrections(TorchFunctionMode):
     """Context in which derivatives that PyTorch gets wrong are right."""
 
     rules = _CORRECTIONS
+    #: set when the context is over: torch may put a mode back on its stack where an
+    #: interrupt fell into the handling of a function
+    over = False
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Call the rule for ``func`` if there is one and it applies, else ``func``."""
         kwargs = kwargs or {}
+        if self.over:
+            return func(*args, **kwargs)
         rule = (_CORRECTIONS if in_transform() else self.rules).get(func)
         if rule is not None:
             result = rule(*args, **kwargs)

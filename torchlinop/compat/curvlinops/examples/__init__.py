@@ -1,6 +1,6 @@
 """curvlinops' helpers for examples."""
 
-from torchlinop.examples import gradient_and_loss
+from torchlinop import gradient_and_loss
 from torchlinop.structured import IdentityLinearOperator
 
 __all__ = ["IdentityLinearOperator", "gradient_and_loss"]

@@ -37,7 +37,7 @@ def gradient_and_loss(
     Examples
     --------
     >>> import torch
-    >>> from torchlinop.examples import gradient_and_loss
+    >>> from torchlinop import gradient_and_loss
     >>> model = lambda params, X: X @ params[0]
     >>> data = [(torch.eye(2), torch.ones(2, 1))]
     >>> gradient_and_loss(model, torch.nn.MSELoss(), [torch.zeros(2, 1)], data)

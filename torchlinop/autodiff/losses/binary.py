@@ -1,0 +1,82 @@
+"""Logistic loss of binary labels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from torchlinop._typing import Reduction
+from torchlinop.autodiff.losses.loss_function import (
+    ClosedFormGradient,
+    HessianProduct,
+    LikelihoodLoss,
+    require_same_shape,
+    row_dimension,
+)
+
+
+class BinaryCrossEntropyWithLogits(LikelihoodLoss):
+    r"""Logistic loss with element ``weight`` and ``pos_weight`` :math:`q`.
+
+    Gradient :math:`w\,[(1-y) - (1 + (q-1)y)\,\sigma(-z)]`, Hessian
+    :math:`w\,(1 + (q-1) y)\,\sigma(z)\,\sigma(-z)`.
+    """
+
+    def __init__(
+        self,
+        reduction: Reduction,
+        *,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+    ) -> None:
+        super().__init__(reduction)
+        self.weight = weight
+        self.pos_weight = pos_weight
+
+    def normalizer(self, target: Tensor, batch_size: int) -> float:
+        return float(target.numel())
+
+    def row_dimension(self, prediction: Tensor) -> int | None:
+        return row_dimension(prediction, classes_first=False)
+
+    def _parts(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        require_same_shape(prediction, target, "BCEWithLogitsLoss")
+        z, y = prediction.detach(), target.to(prediction)
+        weight = 1.0 if self.weight is None else self.weight.to(z)
+        mass = torch.ones_like(y)
+        if self.pos_weight is not None:
+            mass = 1 + (self.pos_weight.to(z) - 1) * y
+        return z, y, weight * mass, weight * torch.ones_like(y)
+
+    def gradient(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> Tensor:
+        z, y, mass, weight = self._parts(prediction, target)
+        gradient = scale * (weight * (1 - y) - mass * torch.sigmoid(-z))
+        product = _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
+        return ClosedFormGradient.apply(prediction, gradient, product)
+
+    def hessian_product(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> HessianProduct:
+        z, _, mass, _ = self._parts(prediction, target)
+        return _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
+
+    def sample_gradients(
+        self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
+    ) -> Tensor:
+        z, _, mass, _ = self._parts(prediction, target)
+        shape = (*z.shape, mc_samples)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            z.device
+        )
+        p = torch.sigmoid(z)
+        label = (u < p.double().unsqueeze(-1)).movedim(-1, 0)
+        return mass.sqrt() * (p - label.to(p))
+
+
+def _diagonal(d: Tensor) -> HessianProduct:
+    def product(u: Tensor) -> Tensor:
+        return d * u
+
+    return product

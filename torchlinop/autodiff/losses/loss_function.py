@@ -1,0 +1,105 @@
+"""What every loss offers, and what the closed forms share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Generator, Tensor
+from torch.autograd import Function
+
+from torchlinop._typing import Reduction
+
+HessianProduct = Callable[[Tensor], Tensor]
+
+
+class LossFunction(ABC):
+    """A loss with the derivatives that curvature matrices need.
+
+    Parameters
+    ----------
+    reduction
+        How the user's loss combines the data: ``"mean"`` or ``"sum"``.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self.reduction = reduction
+
+    @abstractmethod
+    def normalizer(self, target: Tensor, batch_size: int) -> float:
+        """What ``reduction="mean"`` divides this batch's sum by."""
+
+    @abstractmethod
+    def gradient(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> Tensor:
+        """``scale`` times the gradient of the summed loss in the prediction.
+
+        The result is differentiable in ``prediction``, once.
+        """
+
+    @abstractmethod
+    def hessian_product(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> HessianProduct:
+        """Map ``u`` to ``scale`` times the loss Hessian at ``prediction`` times ``u``."""
+
+    @abstractmethod
+    def row_dimension(self, prediction: Tensor) -> int | None:
+        """Return the (negative) dimension that holds one datum's components.
+
+        ``None``: every entry of ``prediction`` is a datum of its own.
+        """
+
+
+class LikelihoodLoss(LossFunction):
+    """A loss that is the negative logarithm of a known likelihood."""
+
+    @abstractmethod
+    def sample_gradients(
+        self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
+    ) -> Tensor:
+        """Random ``s``, shape ``(mc_samples, *prediction.shape)``, ``E[s s^T]`` = Hessian.
+
+        Drawn on the CPU in float64, sample by sample of the data, so that neither the
+        device nor the batch size changes what is drawn.
+        """
+
+
+def row_dimension(prediction: Tensor, *, classes_first: bool) -> int | None:
+    """Return the dimension that holds one datum's components: the classes, or the last.
+
+    What :meth:`LossFunction.row_dimension` returns.
+    """
+    if prediction.ndim == 0:
+        return None
+    if classes_first:
+        return -1 if prediction.ndim == 1 else 1 - prediction.ndim
+    return None if prediction.ndim == 1 else -1
+
+
+class ClosedFormGradient(Function):
+    """The loss gradient as a function of the prediction, with its Hessian product."""
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, gradient: Tensor, product: Any) -> Tensor:
+        ctx.product = product
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> tuple:
+        return ctx.product(u), None, None
+
+
+def require_same_shape(prediction: Tensor, target: Tensor, name: str) -> None:
+    """Raise unless the target is a tensor of the prediction's shape."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"{name} needs a tensor as target, got {type(target).__name__}.")
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"{name} compares entry by entry, but the model returned shape "
+            f"{tuple(prediction.shape)} and the target has shape {tuple(target.shape)}. "
+            "Reshape one of them (for a single output, model(X).squeeze(-1) or "
+            "y.unsqueeze(-1))."
+        )

@@ -1,0 +1,54 @@
+"""Squared error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Generator, Tensor
+
+from torchlinop.autodiff.losses.loss_function import (
+    ClosedFormGradient,
+    HessianProduct,
+    LikelihoodLoss,
+    require_same_shape,
+    row_dimension,
+)
+
+
+class MeanSquaredError(LikelihoodLoss):
+    r"""Squared error :math:`\sum (f - y)^2`; Hessian :math:`2 I`."""
+
+    def normalizer(self, target: Tensor, batch_size: int) -> float:
+        return float(target.numel()) if isinstance(target, Tensor) else 1.0
+
+    def row_dimension(self, prediction: Tensor) -> int | None:
+        return row_dimension(prediction, classes_first=False)
+
+    def gradient(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> Tensor:
+        require_same_shape(prediction, target, "MSELoss")
+        gradient = (2 * scale) * (prediction.detach() - target.to(prediction))
+        return ClosedFormGradient.apply(prediction, gradient, _multiple(2 * scale))
+
+    def hessian_product(
+        self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
+    ) -> HessianProduct:
+        require_same_shape(prediction, target, "MSELoss")
+        return _multiple(2 * scale)
+
+    def sample_gradients(
+        self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
+    ) -> Tensor:
+        require_same_shape(prediction, target, "MSELoss")
+        shape = (*prediction.shape, mc_samples)
+        u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+        # 2u - 1 on the open interval (-1, 1); sqrt(2) erfinv of it is standard normal
+        noise = torch.erfinv(2 * u - (1 - 2.0**-53))
+        return 2 * noise.movedim(-1, 0).to(prediction.device, prediction.dtype)
+
+
+def _multiple(factor: float) -> HessianProduct:
+    def product(u: Tensor) -> Tensor:
+        return factor * u
+
+    return product
