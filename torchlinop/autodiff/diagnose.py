@@ -261,7 +261,7 @@ def _failure(call: _Call) -> _Failure | None:
         if slopes:
             ones = [torch.ones_like(g) for g in slopes]
             torch.autograd.grad(slopes, [*wanted, *cotangents], ones, allow_unused=True)
-    except RuntimeError as error:
+    except Exception as error:  # other errors are not what is looked for
         if not is_missing_derivative(error):
             return None
         operation = _operation_in(str(error))
