@@ -68,6 +68,9 @@ class _Recorder(TorchDispatchMode):
     in which the function would call them.
     """
 
+    #: operators on functions (``torch.cond``) are run, not refused, here; not understood
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
@@ -103,7 +106,7 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor is memory and a shape, nothing else."""
     return (
         tensor.layout == torch.strided
-        and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
+        and not (tensor.is_meta or tensor.is_nested)
         and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
     )
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from torchlinop.autodiff.replay.recording import Call, Recording, storage
 
 _aten = torch.ops.aten
 
-#: kernels that see more than their arguments' values
-_REFUSED = {_aten.as_strided.default, _aten._local_scalar_dense.default}
+#: kernels that see the memory of their argument, not its values
+BY_POSITION = {_aten.as_strided.default}
+#: kernels that bring a value back to the host
+_READS = {_aten._local_scalar_dense.default}
+#: kernels that look at a shape, or at what was all right when the recording was made
+_CHECKS = {
+    _aten._assert_tensor_metadata.default,
+    _aten._has_compatible_shallow_copy_type.default,
+    _aten._has_same_storage_numel.default,
+    _aten._linalg_check_errors.default,
+    _aten.is_same_size.default,
+}
 
 
 def dependent(recording: Recording) -> list[Call]:
@@ -33,7 +42,8 @@ def dependent(recording: Recording) -> list[Call]:
     return [
         call
         for call in calls
-        if any(storage(t) in found for t in call.inputs() + call.outputs())
+        if call.func not in _CHECKS
+        and any(storage(t) in found for t in call.inputs() + call.outputs())
     ]
 
 
@@ -41,8 +51,10 @@ def replayable(calls: list[Call], recording: Recording) -> bool:
     """Whether calling these kernels again gives the result, in memory of its own."""
     named, made, outside = {id(recording.x)}, {storage(recording.x)}, set()
     for call in calls:
-        if call.func in _REFUSED or not _returns_tensors(call):
+        if call.func in _READS or not _has_effect(call):
             return False
+        if call.func in BY_POSITION and storage(call.args[0]) == storage(recording.x):
+            return False  # the argument may lie elsewhere in its memory
         for t in call.inputs():
             if storage(t) not in made:
                 outside.add(storage(t))
@@ -55,8 +67,8 @@ def replayable(calls: list[Call], recording: Recording) -> bool:
     return id(recording.result) in named and storage(recording.result) in made
 
 
-def _returns_tensors(call: Call) -> bool:
-    """Whether a result is a tensor or a flat list with a tensor in it."""
+def _has_effect(call: Call) -> bool:
+    """Whether a call does nothing but write into tensors or return them, or a list."""
     results = call.result if isinstance(call.result, (tuple, list)) else [call.result]
     nested = any(isinstance(r, (tuple, list, dict)) for r in results)
-    return not nested and any(isinstance(r, Tensor) for r in results)
+    return not nested and bool(call.outputs() or call.written())

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchlinop.autodiff.replay.recording import Call, Recording, storage
+from torchlinop.autodiff.replay.selecting import BY_POSITION
 
 _aten = torch.ops.aten
 
@@ -25,7 +26,8 @@ _IDENTITIES = {_aten.detach.default, _aten.alias.default}
 
 def simplify(calls: list[Call], recording: Recording) -> tuple[list[Call], Tensor]:
     """Return calls that give the same result, and the tensor that is the result then."""
-    if any(call.written() for call in calls):  # values change under their names
+    # else values change under their names, or memory would be laid out differently
+    if any(call.written() or call.func in BY_POSITION for call in calls):
         return calls, recording.result
     return _in_place(*_reduce(calls, recording))
 

@@ -31,15 +31,18 @@ def write(calls: list[Call], result: Tensor, x: Tensor) -> Callable[[Tensor], Te
             return repr(value)
         return constant(value, "k")
 
+    def target(result: Any) -> str:
+        if not isinstance(result, Tensor):
+            return "_"
+        name = names.setdefault(id(result), f"t{len(names)}")
+        return "_" if name in scope else name  # memory from outside was written into
+
     lines = []
     for call, dead in zip(calls, _last_uses(calls, keep={id(x), id(result)}), strict=True):
         arguments = [spell(a) for a in call.args]
         arguments += [f"{key}={spell(a)}" for key, a in call.kwargs.items()]
         several = isinstance(call.result, (tuple, list))
-        targets = [
-            names.setdefault(id(t), f"t{len(names)}") if isinstance(t, Tensor) else "_"
-            for t in (call.result if several else [call.result])
-        ]
+        targets = [target(t) for t in (call.result if several else [call.result])]
         left = ", ".join(targets) + ("," if several else "")
         kernel = constant(call.func._op, "f")
         lines.append(f"{left} = {kernel}({', '.join(arguments)})")
