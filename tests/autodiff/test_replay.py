@@ -12,6 +12,7 @@ N = 12
 MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
 INDEX = torch.tensor([3, 1, 1, 0, 2, 5, 6, 7, 8, 9, 11, 10])
 SCALE = torch.linspace(1, 2, N, dtype=torch.float64)
+TINY = torch.full((N,), 1e-170, dtype=torch.float64)
 
 
 def _written_buffer(x):
@@ -27,6 +28,21 @@ def _written_constant(x):
     first = x * buffer
     buffer.mul_(3)
     return first + x * buffer
+
+
+MEMORY = torch.ones(N, dtype=torch.float64)
+
+
+def _outside_memory(x):
+    MEMORY.copy_(x)
+    MEMORY[:2].mul_(3)
+    return MEMORY + x
+
+
+def _writes_without_a_result(x):
+    y = x.clone()
+    torch._foreach_mul_([y], 2.0)
+    return y
 
 
 def _several_outputs(x):
@@ -69,6 +85,11 @@ FUNCTIONS = {
     "cumulated": lambda x: x.flip(0).cumsum(0).roll(2),
     "gather": lambda x: x[INDEX],
     "constant": lambda x: 0 * x + 0,
+    "by position": lambda x: (2 * x).as_strided((3,), (2,), 1) + x[:3],
+    "zero, then a view": lambda x: (x + torch.zeros_like(SCALE)).view(3, 4).view(-1),
+    "factors that underflow": lambda x: (x * 1e200 * (TINY * 1)) * (TINY * 1),
+    "outside memory": _outside_memory,
+    "writes without a result": _writes_without_a_result,
 }
 
 
@@ -123,6 +144,12 @@ def test_kernels_without_the_argument_run_once():
     assert [str(f) for f in calls] == ["aten.mul.Tensor"]
 
 
+def _refused_below_a_recorder():
+    if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
+        raise MemoryError
+    return 2
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -131,8 +158,24 @@ def test_kernels_without_the_argument_run_once():
         lambda x: torch.zeros(3, dtype=x.dtype),  # independent of the argument
         lambda x: x.to_sparse().to_dense() * 1,
         lambda x: x * torch.from_numpy(np.ones(len(x))),  # memory that is not seen
+        lambda x: x * (1 + 1e-14 * float(x.numpy().sum())),  # a number that is not seen
+        lambda x: x * (2 + 0 * torch.equal(x, SCALE)),
+        lambda x: x.view(3, 4).view(-1),  # not memory of its own
+        lambda x: x + 1e-14 * (x * 2).as_subclass(torch.Tensor),  # a view that is not seen
+        lambda x: x * _refused_below_a_recorder(),
     ],
-    ids=["item", "as_strided", "constant", "sparse", "numpy"],
+    ids=[
+        "item",
+        "as_strided",
+        "constant",
+        "sparse",
+        "numpy",
+        "number",
+        "equal",
+        "view",
+        "subclass",
+        "error",
+    ],
 )
 def test_what_cannot_be_replayed_is_called(function):
     assert record(function, SCALE.clone()) is None
