@@ -35,6 +35,16 @@ def by_transforms(f, inputs, directions):
     return f(*inputs)
 
 
+def by_forward_mode(f, inputs, directions):
+    """The same with nested forward-mode derivatives."""
+    for direction in directions:
+
+        def f(*args, previous=f, direction=direction):
+            return torch.func.jvp(previous, args, tuple(direction))[1]
+
+    return f(*inputs)
+
+
 def check(f, inputs, derivative=by_autograd, step=1e-3):
     """Compare each derivative with central differences, of fourth order, of the last."""
     with torch.no_grad():

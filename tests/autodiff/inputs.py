@@ -33,7 +33,9 @@ def regular(n):
 
 def module(make, *inputs, **options):
     """A module as a function of its input and its parameters."""
-    made = make().double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = make().double()
     names, values = zip(*made.named_parameters(), strict=True)
 
     def call(*args):

@@ -213,16 +213,3 @@ def test_flags_are_restored_also_after_an_error(recurrent):
         with pytest.raises(TypeError, match="received an invalid combination"):
             func(torch.randn(4, 1, 2), "state")
     assert (torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()) == flags
-
-
-def test_second_derivatives_of_an_lstm_in_float32():
-    model = nn.LSTM(2, 3)
-    x = torch.randn(4, 1, 2)
-    products = []
-    for dtype in (torch.float32, torch.float64):
-        model.to(dtype)
-        with Corrections():
-            loss = model(x.to(dtype))[0].sin().sum()
-            gradient = torch.autograd.grad(loss, model.weight_ih_l0, create_graph=True)
-            products.append(torch.autograd.grad(gradient[0].sum(), model.weight_ih_l0)[0])
-    torch.testing.assert_close(products[0].double(), products[1], rtol=1e-4, atol=1e-5)

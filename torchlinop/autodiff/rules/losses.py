@@ -96,7 +96,7 @@ def _ctc_loss(
     labels = _padded(targets.to(device), lengths, blank)
     states = F.pad(labels.unsqueeze(-1), (1, 0), value=blank).flatten(1)
     states = F.pad(states, (0, 1), value=blank)
-    may_skip = (states != blank) & (states != F.pad(states, (2, 0), value=blank)[:, :-2])
+    may_skip = states != F.pad(states, (2, 0), value=blank)[:, :-2]
     scores = log_p.gather(2, states.expand(len(log_p), -1, -1))
     reachable = torch.arange(states.shape[1], device=device) < 2
     alpha = scores[0].masked_fill(~reachable, _NEVER)
