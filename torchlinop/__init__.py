@@ -3,7 +3,7 @@
 from torchlinop import verify
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._space import ParameterSpace
-from torchlinop.autodiff import UnsupportedDerivativeError
+from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
 from torchlinop.curvature import (
     EFLinearOperator,
     FisherMCLinearOperator,
@@ -63,6 +63,7 @@ __all__ = [
     "SubmatrixLinearOperator",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
+    "WrongDerivativeError",
     "aslinearoperator",
     "gradient_and_loss",
     "multishift_cg",

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import operator
-from functools import partial
 from typing import Any
 
 from torch import Generator, Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.autodiff.losses import (
-    CrossEntropy,
-    HessianProduct,
-    LikelihoodLoss,
-    row_dimension,
-)
-from torchlinop.curvature.gauss_newton import gauss_newton_map
+from torchlinop.autodiff.losses import HessianProduct, LikelihoodLoss
+from torchlinop.curvature.gauss_newton import gauss_newton
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
@@ -104,7 +98,7 @@ class FisherMCLinearOperator(SummedLinearOperator):
                 "known. Use GGNLinearOperator, which takes any loss."
             )
         sampled = _SampledGradients(self.mc_samples, self.seed)
-        super().__init__(risk, partial(gauss_newton_map, risk, sampled), ordered=True)
+        super().__init__(risk, gauss_newton(risk, sampled), ordered=True)
 
 
 class EFLinearOperator(SummedLinearOperator):
@@ -151,7 +145,7 @@ class EFLinearOperator(SummedLinearOperator):
         **options: Any,
     ) -> None:
         risk = as_risk(model, loss_function, params, data, options)
-        super().__init__(risk, partial(gauss_newton_map, risk, _data_gradients))
+        super().__init__(risk, gauss_newton(risk, _data_gradients))
 
 
 class _SampledGradients:
@@ -173,7 +167,7 @@ class _SampledGradients:
         samples = loss.sample_gradients(prediction, batch.y, self._mc_samples, generator)
         self._states[batch.position + 1] = generator.get_state()
         samples = samples / (self._mc_samples * risk.normalizer) ** 0.5
-        return _outer_products(samples, _row_dimension(risk, prediction))
+        return _outer_products(samples, risk.loss.row_dimension(prediction))
 
 
 def _data_gradients(
@@ -183,12 +177,7 @@ def _data_gradients(
     leaf = prediction.detach().requires_grad_()
     gradient = risk.loss.gradient(leaf, batch.y, batch.size, 1.0)
     gradient = risk.normalizer**-0.5 * gradient.detach()
-    return _outer_products(gradient.unsqueeze(0), _row_dimension(risk, prediction))
-
-
-def _row_dimension(risk: EmpiricalRisk, prediction: Tensor) -> int | None:
-    classes_first = isinstance(risk.loss, CrossEntropy)
-    return row_dimension(prediction, classes_first=classes_first)
+    return _outer_products(gradient.unsqueeze(0), risk.loss.row_dimension(prediction))
 
 
 def _outer_products(vectors: Tensor, dim: int | None) -> HessianProduct:

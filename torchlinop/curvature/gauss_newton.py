@@ -3,12 +3,14 @@ r"""Matrices :math:`J^\top M J` of one batch, with ``M`` in the space of predict
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from torchlinop.autodiff.losses import HessianProduct
 from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.replay import Replayed
+from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
@@ -17,9 +19,15 @@ from torchlinop.sources import EmpiricalRisk
 Middle = Callable[[EmpiricalRisk, Tensor, Batch], HessianProduct]
 
 
-def gauss_newton_map(risk: EmpiricalRisk, middle: Middle, batch: Batch) -> GaussNewtonMap:
-    """Linearize a batch's contribution, with ``middle`` giving ``M``."""
-    jacobian = LinearizedModel(risk, batch)
+def gauss_newton(risk: EmpiricalRisk, middle: Middle) -> Callable[[Batch], GaussNewtonMap]:
+    """Return the function that linearizes a batch's contribution."""
+    return partial(_gauss_newton_map, risk, middle, DerivativeCheck(risk))
+
+
+def _gauss_newton_map(
+    risk: EmpiricalRisk, middle: Middle, check: DerivativeCheck, batch: Batch
+) -> GaussNewtonMap:
+    jacobian = LinearizedModel(risk, batch, check)
     with recording(risk.space.device, rules=False):
         product = middle(risk, jacobian.output, batch)
     return GaussNewtonMap(jacobian, product)

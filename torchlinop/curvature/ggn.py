@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+import warnings
 from typing import Any
 
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.losses import HessianProduct
-from torchlinop.curvature.gauss_newton import gauss_newton_map
+from torchlinop.curvature.gauss_newton import gauss_newton
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
@@ -64,7 +64,16 @@ class GGNLinearOperator(SummedLinearOperator):
         **options: Any,
     ) -> None:
         risk = as_risk(model, loss_function, params, data, options)
-        super().__init__(risk, partial(gauss_newton_map, risk, _loss_hessian))
+        if risk.flat:
+            warnings.warn(
+                f"{risk.loss_function!r} is piecewise linear in the prediction: its second "
+                "derivative, and with it this matrix, is zero. Use a smooth loss "
+                "(CrossEntropyLoss on logits for NLLLoss, HuberLoss for L1Loss), or the "
+                "Hessian or EFLinearOperator.",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__init__(risk, gauss_newton(risk, _loss_hessian))
 
 
 def _loss_hessian(risk: EmpiricalRisk, prediction: Tensor, batch: Batch) -> HessianProduct:

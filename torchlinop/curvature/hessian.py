@@ -11,8 +11,11 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.diagnose import require_twice_differentiable
+from torchlinop.autodiff.differences import check_hessian
 from torchlinop.autodiff.linearize import HessianProduct, retained_bytes
+from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.replay import Replayed
+from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk, ScalarSource, TorchFunction
@@ -67,7 +70,7 @@ class HessianLinearOperator(SummedLinearOperator):
             source = model
         else:
             source = as_risk(model, loss_function, params, data, options)
-        super().__init__(source, partial(_hessian_map, source))
+        super().__init__(source, partial(_hessian_map, source, DerivativeCheck(source)))
 
     @staticmethod
     def from_function(f: Callable[[Any], Tensor], x: Any) -> HessianLinearOperator:
@@ -92,22 +95,36 @@ class HessianLinearOperator(SummedLinearOperator):
         return HessianLinearOperator(TorchFunction(f, x))
 
 
-def _hessian_map(source: ScalarSource, batch: Batch) -> _HessianMap:
+def _hessian_map(source: ScalarSource, check: DerivativeCheck, batch: Batch) -> _HessianMap:
     """Linearize the gradient of one batch's share."""
 
-    def build(leaves: list[Tensor]) -> tuple[HessianProduct, int]:
+    def build(leaves: list[Tensor]) -> tuple[HessianProduct, int, list[str]]:
         output, slope = source.differential(leaves, batch)
         if not output.requires_grad:
-            return HessianProduct([None] * len(leaves), leaves), 0
+            return HessianProduct([None] * len(leaves), leaves), 0, []
         require_twice_differentiable([output, slope])
         gradient = torch.autograd.grad(
             output, leaves, slope, create_graph=True, allow_unused=True
         )
         product = HessianProduct(gradient, leaves)
-        return product, retained_bytes(product.graph, (*leaves, *batch.sources))
+        nbytes = retained_bytes(product.graph, (*leaves, *batch.sources))
+        return product, nbytes, check.due(batch, [output, slope])
 
-    product, nbytes = source.record(batch, build, order=2)
+    product, nbytes, functions = source.record(batch, build, order=2)
+    if functions:
+        check_hessian(
+            partial(_gradient, source, batch), product, source.leaves(), functions
+        )
+        check.done()
     return _HessianMap(product, source, batch, nbytes)
+
+
+def _gradient(
+    source: ScalarSource, batch: Batch, leaves: list[Tensor]
+) -> tuple[Tensor | None, ...]:
+    with recording(source.space.device, rules=False):
+        output, slope = source.differential(leaves, batch)
+        return torch.autograd.grad(output, leaves, slope, allow_unused=True)
 
 
 class _HessianMap:

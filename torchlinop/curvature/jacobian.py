@@ -15,6 +15,7 @@ from torchlinop._space import aligned
 from torchlinop._typing import Data, Model, Parameters
 from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.replay import Replayed
+from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
 from torchlinop.data import Batch
 from torchlinop.sources import (
@@ -78,7 +79,7 @@ class JacobianLinearOperator(TorchLinearOperator):
         shape = (sum(_output_sizes(source)), self.space.dim)
         super().__init__(shape, self.space.dtype, self.space.device)
         self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(
-            source, partial(_jacobian_map, source), ordered=True
+            source, partial(_jacobian_map, source, DerivativeCheck(source)), ordered=True
         )
 
     @staticmethod
@@ -172,8 +173,8 @@ def _output_sizes(source: Source) -> list[int]:
     return sizes
 
 
-def _jacobian_map(source: Source, batch: Batch) -> _JacobianMap:
-    return _JacobianMap(LinearizedModel(source, batch))
+def _jacobian_map(source: Source, check: DerivativeCheck, batch: Batch) -> _JacobianMap:
+    return _JacobianMap(LinearizedModel(source, batch, check))
 
 
 class _JacobianMap:

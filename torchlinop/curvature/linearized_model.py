@@ -8,11 +8,14 @@ from torchlinop.autodiff.diagnose import (
     is_missing_derivative,
     once_differentiable_functions,
 )
+from torchlinop.autodiff.differences import check_jacobian
 from torchlinop.autodiff.linearize import (
     ForwardJacobianProducts,
     JacobianProducts,
     retained_bytes,
 )
+from torchlinop.autodiff.recording import recording
+from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.data import Batch
 from torchlinop.sources import Source
 
@@ -26,6 +29,8 @@ class LinearizedModel:
         The function and its point.
     batch
         Its data.
+    check
+        Whether the Jacobian is to be compared with finite differences.
 
     Attributes
     ----------
@@ -35,19 +40,23 @@ class LinearizedModel:
         What the linearization keeps alive.
     """
 
-    def __init__(self, source: Source, batch: Batch) -> None:
+    def __init__(self, source: Source, batch: Batch, check: DerivativeCheck) -> None:
         self._source = source
         self._batch = batch
 
-        def build(leaves: list[Tensor]) -> tuple[JacobianProducts, int]:
+        def build(leaves: list[Tensor]) -> tuple[JacobianProducts, int, list[str]]:
             prediction = source.predict(leaves, batch)
             if once_differentiable_functions([prediction]):
                 products = self._forward(leaves)
             else:
                 products = JacobianProducts(prediction, leaves)
-            return products, retained_bytes(products.graph, (*leaves, *batch.sources))
+            nbytes = retained_bytes(products.graph, (*leaves, *batch.sources))
+            return products, nbytes, check.due(batch, [prediction])
 
-        self._products, self.nbytes = source.record(batch, build, order=1)
+        self._products, self.nbytes, functions = source.record(batch, build, order=1)
+        if functions:
+            check_jacobian(self._value, self._products.jvp, source.leaves(), functions)
+            check.done()
         self.output = self._products.output
 
     def jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
@@ -62,6 +71,10 @@ class LinearizedModel:
                 raise self._source.explained(error, self._batch, order=1) from error
         self._products = self._source.record(self._batch, self._forward, order=1)
         return self.jvp(v)
+
+    def _value(self, leaves: list[Tensor]) -> Tensor:
+        with recording(self._source.space.device, rules=False):
+            return self._source.predict(leaves, self._batch)
 
     def _forward(self, leaves: list[Tensor]) -> JacobianProducts:
         return ForwardJacobianProducts(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchlinop._typing import Data, Loss, Model, Parameters, Reduction
-from torchlinop.autodiff.losses import LossFunction, as_loss
+from torchlinop.autodiff.losses import LossFunction, as_loss, is_piecewise_linear
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError, DataSource
 from torchlinop.sources.model import ModelOnData, first_gradient
@@ -93,7 +93,7 @@ class EmpiricalRisk:
         self.options = self._on_data.options
         self.loss_function = loss_function
         self._reduction = reduction
-        self._known = _Known(as_loss(loss_function, reduction), {}, 1.0)
+        self._known = _Known(as_loss(loss_function, reduction), {}, 1.0, False)
         self.survey()
 
     @property
@@ -110,6 +110,11 @@ class EmpiricalRisk:
     def normalizer(self) -> float:
         """What the sum over the data is divided by."""
         return self._known.normalizer
+
+    @property
+    def flat(self) -> bool:
+        """Whether the loss was found to be linear in the prediction, up to kinks."""
+        return self._known.flat
 
     # ------------------------------------------------------------------ evaluation
 
@@ -169,9 +174,13 @@ class EmpiricalRisk:
             if loss.reduction == "mean":
                 shares[batch.position] = loss.normalizer(batch.y, batch.size)
 
+        flat = False
+
         def evaluate(batch: Batch) -> dict[str, Tensor]:
+            nonlocal flat
             leaves = self.leaves()
             prediction = self.predict(leaves, batch)
+            flat = is_piecewise_linear(loss, prediction, batch.y, batch.size)
             slope = loss.gradient(prediction, batch.y, batch.size, 1.0)
             values = {"predictions": prediction.detach(), "losses": slope.detach()}
             return values | first_gradient(prediction, slope, leaves)
@@ -184,7 +193,7 @@ class EmpiricalRisk:
                 "or has class weight zero. Check ignore_index, weight and the targets."
             )
         with EXCLUSIVE:
-            self._known = _Known(loss, shares, normalizer)
+            self._known = _Known(loss, shares, normalizer, flat)
             self._on_data.accept(look)
 
 
@@ -195,6 +204,7 @@ class _Known(NamedTuple):
     #: of each batch in the normaliser of a mean
     shares: dict[int, float]
     normalizer: float
+    flat: bool
 
 
 #: plain attributes of torch's losses

@@ -1,0 +1,37 @@
+"""When a product is compared with finite differences: once, where users differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from torchlinop.autodiff.diagnose import custom_functions
+from torchlinop.data import Batch
+from torchlinop.sources import Source
+
+
+class DerivativeCheck:
+    """Says whether the linearization of a batch is to be checked.
+
+    Parameters
+    ----------
+    source
+        What is linearized.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._look = -1
+
+    def due(self, batch: Batch, outputs: Sequence[Tensor]) -> list[str]:
+        """Return the names of the Functions that call for it: none if it has been done."""
+        if not self._source.options.check_derivatives or batch.position:
+            return []
+        if self._look == self._source.looks:
+            return []
+        return custom_functions(outputs)
+
+    def done(self) -> None:
+        """Check no more until function or data have changed."""
+        self._look = self._source.looks
