@@ -608,8 +608,8 @@ def test_wrong_jacobians_of_users_are_found(data):
     arguments = (model, nn.CrossEntropyLoss(), list(model.parameters()), data)
     for operator in (GGNLinearOperator, FisherMCLinearOperator):
         A = operator(*arguments)
-        with pytest.raises(WrongDerivativeError, match="The derivative .* Detached"):
+        with pytest.raises(WrongDerivativeError, match=r"The derivative .* Detached"):
             A @ np.ones(A.shape[0])
     J = JacobianLinearOperator(model, arguments[2], data)
-    with pytest.raises(WrongDerivativeError, match="The derivative .* Detached"):
+    with pytest.raises(WrongDerivativeError, match=r"The derivative .* Detached"):
         J @ np.ones(J.shape[1])
