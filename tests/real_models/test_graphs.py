@@ -132,9 +132,7 @@ class Forces(Energy):
 
 
 def schnet(dtype):
-    data = [
-        (X, torch.randn(X.num_graphs, 1).to(dtype)) for X in graph_batches(dtype)
-    ]
+    data = [(X, torch.randn(X.num_graphs, 1).to(dtype)) for X in graph_batches(dtype)]
     return Case(prepared(Energy(), dtype), nn.MSELoss(), data)
 
 

@@ -50,7 +50,11 @@ def efficientnet(dtype):
 
 def mobilenet(dtype):
     """Hardswish, and hardsigmoid, which PyTorch differentiates only once."""
-    stages = [["ds_r1_k3_s2_e1_c4_se0.25_nre"], ["ir_r2_k5_s2_e3_c6_se0.25"], ["cn_r1_k1_s1_c8"]]
+    stages = [
+        ["ds_r1_k3_s2_e1_c4_se0.25_nre"],
+        ["ir_r2_k5_s2_e3_c6_se0.25"],
+        ["cn_r1_k1_s1_c8"],
+    ]
     model = _by_stages(
         timm.models.MobileNetV3,
         stages,
@@ -133,11 +137,6 @@ def nfnet(dtype):
     return classifier(timm.create_model("test_nfnet", num_classes=3), dtype)
 
 
-def maxvit(dtype):
-    """Attention in windows and over a grid, with relative positions."""
-    return classifier(timm.create_model("test_maxvit", num_classes=3, img_size=64), dtype, 64)
-
-
 def mamba_out(dtype):
     return classifier(timm.create_model("test_mambaout", num_classes=3), dtype)
 
@@ -154,7 +153,6 @@ CASES = [
     regnet,
     densenet,
     nfnet,
-    maxvit,
     mamba_out,
 ]
 
@@ -180,11 +178,14 @@ def test_float32(build):
     check("GGN", build, torch.float32)
 
 
-@each([convnext, vision_transformer])
+@pytest.mark.parametrize("rate", [0.5, 1e-4])
 @pytest.mark.parametrize("operator", [HessianLinearOperator, GGNLinearOperator])
-def test_stochastic_depth_in_training_mode_is_refused(build, operator):
-    """Also where the one batch that is evaluated twice happens to give the same."""
-    case = fresh(build, torch.float64)
+def test_stochastic_depth_in_training_mode_is_refused(operator, rate):
+    """Also where it is so rare that two evaluations agree."""
+    case = fresh(vision_transformer, torch.float64)
+    for module in case.model.modules():
+        if isinstance(module, timm.layers.DropPath):
+            module.drop_prob = rate
     case.model.train()
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         operator(*case.arguments)

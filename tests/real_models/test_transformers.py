@@ -115,9 +115,7 @@ def qwen3(dtype):
 
 
 def mixtral(dtype):
-    config = transformers.MixtralConfig(
-        **LLAMA, num_local_experts=3, num_experts_per_tok=2
-    )
+    config = transformers.MixtralConfig(**LLAMA, num_local_experts=3, num_experts_per_tok=2)
     config._experts_implementation = "eager"  # the grouped kernel knows no float64
     return causal(transformers.MixtralForCausalLM(config), dtype, float32_inside=True)
 
@@ -233,9 +231,7 @@ CLIP_TEXT = {k: v for k, v in BERT.items() if k != "num_labels"} | {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-CLIP_VISION = {k: v for k, v in VISION.items() if k != "num_labels"} | {
-    "projection_dim": 8
-}
+CLIP_VISION = {k: v for k, v in VISION.items() if k != "num_labels"} | {"projection_dim": 8}
 
 
 def clip_text(dtype):
