@@ -1,0 +1,1 @@
+"""Published architectures, built from their configuration, against plain PyTorch."""
