@@ -28,6 +28,17 @@ class Once(torch.autograd.Function):
         return g * ctx.saved_tensors[0].cos()
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
 class Never(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -287,6 +298,25 @@ def test_models_that_fail_by_themselves():
     error = RuntimeError("derivative for aten::hardsigmoid_backward is not implemented")
     message = str(explain(error, model, lambda: model(X), 2, lambda f: f.sum()))
     assert "in module '1' (Hardsigmoid)" in message
+
+
+def test_compiled_models():
+    error = RuntimeError(
+        "torch.compile with aot_autograd does not currently support double backward"
+    )
+    model = nn.Linear(3, 3)
+    message = str(explain(error, model, lambda: pytest.fail("evaluated"), 2))
+    assert "Pass the model that was compiled instead" in message
+
+
+def test_operation_that_is_not_found_again():
+    error = RuntimeError("Double backward is not supported")
+    message = str(explain(error, nn.Linear(3, 3), lambda: X, 2))
+    assert message.startswith("An operation in the model has no second derivative")
+    assert "Replace it" in message
+    message = str(explain(error, None, lambda: Square.apply(X.clone().requires_grad_()), 2))
+    assert message.startswith("Operation Square in the model has no second derivative")
+    assert "Write the backward of this autograd.Function" in message
 
 
 def test_custom_functions_of_a_graph():

@@ -137,10 +137,37 @@ def test_kinks_are_no_errors(activation, dtype):
         _hessian(*_network(activation, Right.apply, (4, 8, 6, 2), 20, seed, dtype))
 
 
+def test_kink_at_the_point():
+    """Differences converge, to the mean of the derivatives on both sides."""
+    for dtype in DTYPES:
+        x = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
+        _hessian(lambda leaves: Square.apply(leaves[0].relu()).sum(), [x])
+        _jacobian(lambda leaves: Right.apply(leaves[0].relu()), [x])
+
+
 def test_very_many_kinks_are_no_errors():
     """Their number grows like the step, so that differences agree, without converging."""
-    value, leaves = _network(torch.relu, Right.apply, (20, 200, 200, 2), 1000, 0, DTYPES[0])
-    _hessian(value, leaves)
+    torch.manual_seed(0)
+    X = torch.randn(1_000_000)
+
+    def value(leaves):
+        h = (X * leaves[0] - 0.3).relu()
+        return (Right.apply(h).square() + 3 * h).mean()
+
+    _hessian(value, [torch.ones(1)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_kinks_beside_an_error(dtype):
+    """Coarse steps cross them, fine ones do not."""
+    x = torch.ones(4, dtype=dtype)
+
+    def value(leaves):
+        kinks = (leaves[0] - (1 - 2**-5)).abs()
+        return (Detached.apply(leaves[0]) + leaves[0].pow(3) + kinks).sum()
+
+    with pytest.raises(WrongDerivativeError, match="25 % off"):
+        _hessian(value, [x])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

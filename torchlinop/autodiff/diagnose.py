@@ -68,6 +68,12 @@ def explain(
     loss
         The loss of that batch as a function of the prediction. Default: there is none.
     """
+    if "aot_autograd" in str(error):
+        return UnsupportedDerivativeError(
+            "The model, or a part of it, is compiled by torch.compile, which has first "
+            "derivatives only. Pass the model that was compiled instead. PyTorch said: "
+            f"{error}"
+        )
     calls, prediction = _record(model, evaluate)
     failures = [f for call in calls if (f := _failure(call)) is not None]
     if loss is not None and isinstance(prediction, Tensor):
@@ -75,10 +81,12 @@ def explain(
         value = _attempt(lambda: loss(leaf))
         failure = _failure(_Call("the loss", _edges(leaf), _outputs(value)))
         failures += [] if failure is None else [failure]
-    default = _Failure("the model", _operation_in(str(error)), order == 1, 2)
+    default = _Failure("the model", _operation_in(str(error)), False, 2)
     if default.operation is None and isinstance(prediction, Tensor):
         names = [kind.__name__ for kind in _functions(_nodes(_edges(prediction)))]
-        default = default._replace(operation=", ".join(names) or None, is_custom=True)
+        default = default._replace(
+            operation=", ".join(names) or None, is_custom=bool(names)
+        )
     found = _matching(failures, error) or default
     return UnsupportedDerivativeError(
         f"{_statement(found, order)} {_advice(found, order)} PyTorch said: {error}"
