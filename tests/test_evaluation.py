@@ -378,12 +378,16 @@ def test_a_random_loss_is_found(data):
         HessianLinearOperator(model, loss, model.parameters(), data, reduction="mean")
 
 
-def test_random_numbers_without_effect_are_no_error(data):
+def test_random_numbers_without_effect(data):
     class Noise(nn.Module):
         def forward(self, X):
             return X + 0 * torch.rand_like(X)
 
     model = nn.Sequential(mlp(4, 3, 3), Noise()).double()
+    arguments = (nn.CrossEntropyLoss(), list(model.parameters()), data)
+    with pytest.raises(ValueError, match="draws random numbers in training mode"):
+        HessianLinearOperator(model, *arguments)
+    model.eval()
     H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
     dense = reference(model, list(model.parameters()), data)[0]
     torch.testing.assert_close(H.to_dense(), dense, **CLOSE)

@@ -30,14 +30,24 @@ def _gauss_newton_map(
     jacobian = LinearizedModel(risk, batch, check)
     with recording(risk.space.device, rules=False):
         product = middle(risk, jacobian.output, batch)
-    return GaussNewtonMap(jacobian, product)
+
+    def explained(error: Exception) -> Exception:
+        return risk.explained(error, batch, order=1)
+
+    return GaussNewtonMap(jacobian, product, explained)
 
 
 class GaussNewtonMap:
     """One batch's contribution as a function of rows."""
 
-    def __init__(self, jacobian: LinearizedModel, middle: HessianProduct) -> None:
+    def __init__(
+        self,
+        jacobian: LinearizedModel,
+        middle: HessianProduct,
+        explained: Callable[[Exception], Exception],
+    ) -> None:
         self._jacobian = jacobian
+        self._explained = explained
         self._middle = middle
         self._replayed = Replayed()
         self.nbytes = jacobian.nbytes
@@ -50,4 +60,8 @@ class GaussNewtonMap:
 
     def _product(self, v: Tensor, *, batched: bool = False) -> Tensor:
         u = self._jacobian.jvp(v, batched=batched)
-        return self._jacobian.vjp(self._middle(u), batched=batched)
+        try:
+            u = self._middle(u)
+        except (RuntimeError, NotImplementedError) as error:
+            raise self._explained(error) from error
+        return self._jacobian.vjp(u, batched=batched)

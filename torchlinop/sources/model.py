@@ -203,7 +203,12 @@ class ModelOnData:
         if options.check_deterministic:
             batch = self.batches.moved(first[0])
             with recording(self.space.device, rules=False):
-                require_repeatable(lambda: evaluate(batch), self.space.device)
+                require_repeatable(
+                    lambda: evaluate(batch),
+                    self.space.device,
+                    training=isinstance(self.model, nn.Module)
+                    and any(m.training for m in self.model.modules()),
+                )
         return Look(survey, watch)
 
     def accept(self, look: Look) -> None:
