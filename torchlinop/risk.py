@@ -82,9 +82,9 @@ class ModelOnData:
             data,
             self.space.device,
             batch_size=batch_size,
-            ordered=ordered,
             progressbar=progressbar,
         )
+        self._ordered = ordered
         self._use_rules = True
 
     # ------------------------------------------------------------------ evaluation
@@ -190,7 +190,11 @@ class ModelOnData:
         if self._check_finite:
             for name, p in self._params.items():
                 _require_finite(p, f"parameter {name!r}")
-        self.batches.survey(self._look)
+        self.batches.accept(
+            self.batches.survey(self._look, check=self._check_deterministic)
+        )
+        if self._ordered:
+            self.batches.require_order()
         if self._check_deterministic:
             self._check_repeatable()
 
