@@ -279,21 +279,6 @@ def test_shuffling_by_other_means_is_noticed(problem):
         FisherMCLinearOperator(problem.model, problem.loss, problem.params, Shuffled())
 
 
-def test_augmented_data_is_an_error(problem):
-    class Augmented:
-        passes = 0
-
-        def __iter__(self):
-            self.passes += 1
-            X = torch.ones(2, 4).double()
-            yield X, torch.tensor([0, 1])
-            yield X + self.passes, torch.tensor([0, 1])
-
-    H = HessianLinearOperator(problem.model, problem.loss, problem.params, Augmented())
-    with pytest.raises(RuntimeError, match="Batch 1 of the data is not the one"):
-        H @ np.ones(H.shape[0])
-
-
 def test_the_users_model_is_left_alone(problem):
     """Gradients, flags, hooks, random state and values are those from before."""
     model = problem.model

@@ -201,7 +201,7 @@ class ModelOnData:
 
         survey = self.batches.survey(see, check=options.check_deterministic)
         if options.check_deterministic:
-            batch = self.batches.moved(first[0])
+            batch = first[0].to(self.space.device)
             with recording(self.space.device, rules=False):
                 require_repeatable(
                     lambda: evaluate(batch),

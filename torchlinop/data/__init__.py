@@ -1,0 +1,7 @@
+"""Data sets as batches on one device: reading, moving, checking that they repeat."""
+
+from torchlinop.data.batches import Batch
+from torchlinop.data.passes import DataChangedError, DataSource, Survey
+from torchlinop.data.seeds import preserved_random_state
+
+__all__ = ["Batch", "DataChangedError", "DataSource", "Survey", "preserved_random_state"]

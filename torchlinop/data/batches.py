@@ -1,0 +1,58 @@
+"""One item of the data: its tensors, its size, its way to the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlinop.data.checks import require_number, require_pair
+from torchlinop.data.objects import moved, tensors_of
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One ``(X, y)`` of the data."""
+
+    position: int
+    X: Any
+    y: Any
+    size: int
+    #: its tensors as the data yielded them, before they were moved
+    sources: tuple[Tensor, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """Return a copy on a device; the user's objects stay as they are."""
+        X, y = moved((self.X, self.y), device)
+        return replace(self, X=X, y=y)
+
+
+def as_batch(position: int, item: Any, batch_size: Callable[[Any], int]) -> Batch:
+    """Return an item of the data as a batch, where it is."""
+    X, y = require_pair(position, item)
+    size = require_number(batch_size(X), X)
+    return Batch(position, X, y, size, (*tensors_of(X), *tensors_of(y)))
+
+
+def leading_dimension(X: Any) -> int:
+    """Return the number of samples in an ``X`` if nothing else is said.
+
+    That is ``X.num_graphs`` where there is one (a torch_geometric ``Batch``), and the
+    first dimension of the first tensor otherwise.
+    """
+    graphs = None if isinstance(X, Tensor) else getattr(X, "num_graphs", None)
+    if isinstance(graphs, int):
+        return graphs
+    tensors = tensors_of(X)
+    for tensor in tensors:
+        if tensor.ndim > 0:
+            return len(tensor) if tensor.is_nested else tensor.shape[0]
+    if tensors:
+        return 1
+    raise TypeError(
+        f"The number of samples in an X of type {type(X).__name__} is not known: it "
+        "holds no tensor. Pass batch_size=, a function from X to that number."
+    )
