@@ -55,7 +55,7 @@ class LinearizedModel:
 
         self._products, self.nbytes, functions = source.record(batch, build, order=1)
         if functions:
-            check_jacobian(self._value, self._products.jvp, source.leaves(), functions)
+            check_jacobian(self._value, self._jvp_of_parts, source.leaves(), functions)
             check.done()
         self.output = self._products.output
 
@@ -71,6 +71,9 @@ class LinearizedModel:
                 raise self._source.explained(error, self._batch, order=1) from error
         self._products = self._source.record(self._batch, self._forward, order=1)
         return self.jvp(v)
+
+    def _jvp_of_parts(self, v: list[Tensor]) -> Tensor:
+        return self.jvp(self._source.space.join(v))
 
     def _value(self, leaves: list[Tensor]) -> Tensor:
         with recording(self._source.space.device, rules=False):

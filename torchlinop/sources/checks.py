@@ -130,8 +130,9 @@ def require_repeatable(
     device
         Whose random numbers are used, besides the host's.
     training
-        Whether parts of the model are in training mode. Then random numbers that are drawn are an error
-        also where they have changed nothing so far: a rare branch is dropped rarely.
+        Whether parts of the model are in training mode. Then random numbers that are drawn
+        are an error also where they have changed nothing so far: a rare branch is dropped
+        rarely.
     """
     first, used = _drawn(evaluate, device, seed=1)
     for seed in range(2, 2 + (_DRAWS if used else 1)):
