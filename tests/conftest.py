@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import _has_any_global_hook
 
 
 class ArrayKind(enum.Enum):
@@ -99,6 +100,7 @@ def _global_state() -> tuple:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch._C._len_torch_function_stack(),
+        bool(_has_any_global_hook()),
         torch.backends.cudnn.enabled,
         torch.backends.cuda.flash_sdp_enabled(),
         torch.are_deterministic_algorithms_enabled(),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -143,9 +144,12 @@ def _record(model: Any, evaluate: Callable[[], Any]) -> tuple[list[_Call], Any]:
 
     with (
         register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, with_kwargs=True),
+        register_module_forward_hook(leave, with_kwargs=True) as handle,
     ):
-        return calls, _attempt(evaluate)
+        try:
+            return calls, _attempt(evaluate)
+        finally:  # torch 2.13 itself forgets to
+            module_hooks._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def _attempt(evaluate: Callable[[], Any]) -> Any:
