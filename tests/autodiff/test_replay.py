@@ -156,6 +156,11 @@ def test_kernels_without_the_argument_run_once():
     assert [str(f) for f in calls] == ["aten.mul.Tensor"]
 
 
+def _through_numpy(x):
+    MEMORY.numpy()[:] = x.numpy()
+    return x + MEMORY * 2
+
+
 def _refused_below_a_recorder():
     if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         raise MemoryError
@@ -171,7 +176,8 @@ def _refused_below_a_recorder():
         lambda x: x.to_sparse().to_dense() * 1,
         lambda x: x * torch.from_numpy(np.ones(len(x))),  # memory that is not seen
         lambda x: x * (1 + 1e-14 * float(x.numpy().sum())),  # a number that is not seen
-        lambda x: x * (2 + 0 * torch.equal(x, SCALE)),
+        lambda x: x * (2 + 0 * torch.equal(x, TINY)),
+        _through_numpy,
         lambda x: x.view(3, 4).view(-1),  # not memory of its own
         lambda x: x + 1e-14 * (x * 2).as_subclass(torch.Tensor),  # a view that is not seen
         lambda x: x * _refused_below_a_recorder(),
@@ -184,6 +190,7 @@ def _refused_below_a_recorder():
         "numpy",
         "number",
         "equal",
+        "written by numpy",
         "view",
         "subclass",
         "error",
