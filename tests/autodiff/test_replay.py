@@ -14,6 +14,13 @@ INDEX = torch.tensor([3, 1, 1, 0, 2, 5, 6, 7, 8, 9, 11, 10])
 SCALE = torch.linspace(1, 2, N, dtype=torch.float64)
 TINY = torch.full((N,), 1e-170, dtype=torch.float64)
 
+LIBRARY = torch.library.Library("replay_test", "DEF")
+LIBRARY.define("nested(Tensor x) -> (Tensor, Tensor[])")
+LIBRARY.impl(
+    "nested", lambda x: (x.new_ones(1), [x * 2, x * 3]), "CompositeExplicitAutograd"
+)
+NESTED = torch.ops.replay_test.nested.default
+
 
 def _written_buffer(x):
     buffer = torch.zeros(N, 2, dtype=x.dtype)
@@ -87,7 +94,12 @@ FUNCTIONS = {
     "constant": lambda x: 0 * x + 0,
     "by position": lambda x: (2 * x).as_strided((3,), (2,), 1) + x[:3],
     "zero, then a view": lambda x: (x + torch.zeros_like(SCALE)).view(3, 4).view(-1),
-    "factors that underflow": lambda x: (x * 1e200 * (TINY * 1)) * (TINY * 1),
+    "factors that underflow": lambda x: (x * 1e200).flip(0) * TINY * TINY / 1e-140,
+    "zero, then by position": lambda x: (
+        (torch.zeros(4, 3, dtype=x.dtype) + (2 * x).view(3, 4).t()).as_strided((5,), (1,))
+        * 1
+    ),
+    "nested results": lambda x: NESTED(x)[1][1] * NESTED(x)[0],
     "outside memory": _outside_memory,
     "writes without a result": _writes_without_a_result,
 }
@@ -102,8 +114,8 @@ def test_replay_equals_function(name):
         kept = x.clone()
         y = replayed(function, x)
         torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
+        y.fill_(torch.nan)  # must reach neither the argument nor the next product
         assert torch.equal(x, kept)
-        y.fill_(torch.nan)  # must not reach the next product
     assert replayed._run is not None
 
 
@@ -144,6 +156,11 @@ def test_kernels_without_the_argument_run_once():
     assert [str(f) for f in calls] == ["aten.mul.Tensor"]
 
 
+def _through_numpy(x):
+    MEMORY.numpy()[:] = x.numpy()
+    return x + MEMORY * 2
+
+
 def _refused_below_a_recorder():
     if torch.utils._python_dispatch._get_current_dispatch_mode() is not None:
         raise MemoryError
@@ -159,7 +176,8 @@ def _refused_below_a_recorder():
         lambda x: x.to_sparse().to_dense() * 1,
         lambda x: x * torch.from_numpy(np.ones(len(x))),  # memory that is not seen
         lambda x: x * (1 + 1e-14 * float(x.numpy().sum())),  # a number that is not seen
-        lambda x: x * (2 + 0 * torch.equal(x, SCALE)),
+        lambda x: x * (2 + 0 * torch.equal(x, TINY)),
+        _through_numpy,
         lambda x: x.view(3, 4).view(-1),  # not memory of its own
         lambda x: x + 1e-14 * (x * 2).as_subclass(torch.Tensor),  # a view that is not seen
         lambda x: x * _refused_below_a_recorder(),
@@ -172,6 +190,7 @@ def _refused_below_a_recorder():
         "numpy",
         "number",
         "equal",
+        "written by numpy",
         "view",
         "subclass",
         "error",

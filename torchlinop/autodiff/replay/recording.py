@@ -55,17 +55,13 @@ def record_calls(function: Callable[[Tensor], Tensor], x: Tensor) -> Recording |
     return Recording(x, recorder.calls, result) if recorder.understood else None
 
 
-#: what a tensor may be besides its memory; PyTorch resolves it above a dispatch mode
-_LAZY = ("ZeroTensor", "Conjugate", "Negative")
-
-
 class _Recorder(TorchDispatchMode):
     """Collects kernel calls, as long as each tensor is memory and a shape.
 
-    Below a dispatch mode, PyTorch no longer looks whether a tensor is a lazy zero, a lazy
-    conjugate or a lazy negative. A kernel that is made of others (``mul.Scalar``) would
-    read the memory of a zero, which has none. So the kernels are called with the state
-    in which the function would call them.
+    Below a dispatch mode, PyTorch no longer looks whether a tensor is a zero without
+    memory, which forward-mode derivatives make. A kernel that is made of others
+    (``mul.Scalar``) would read what is not there. So the kernels are called with the
+    dispatch state in which the function would call them.
     """
 
     #: operators on functions (``torch.cond``) are run, not refused, here; not understood
@@ -81,8 +77,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         included = torch._C._dispatch_tls_local_include_set()
         excluded = torch._C._dispatch_tls_local_exclude_set()
-        for name in _LAZY:
-            excluded = excluded.remove(getattr(torch._C.DispatchKey, name))
+        excluded = excluded.remove(torch._C.DispatchKey.ZeroTensor)
         with torch._C._ForceDispatchKeyGuard(included, excluded):
             result = func(*args, **(kwargs or {}))
         if self.understood:

@@ -10,8 +10,6 @@ _aten = torch.ops.aten
 
 #: kernels that see the memory of their argument, not its values
 BY_POSITION = {_aten.as_strided.default}
-#: kernels that bring a value back to the host
-_READS = {_aten._local_scalar_dense.default}
 #: kernels that look at a shape, or at what was all right when the recording was made
 _CHECKS = {
     _aten._assert_tensor_metadata.default,
@@ -51,7 +49,7 @@ def replayable(calls: list[Call], recording: Recording) -> bool:
     """Whether calling these kernels again gives the result, in memory of its own."""
     named, made, outside = {id(recording.x)}, {storage(recording.x)}, set()
     for call in calls:
-        if call.func in _READS or not _has_effect(call):
+        if not (call.outputs() or call.written()):  # a value is brought back to the host
             return False
         if call.func in BY_POSITION and storage(call.args[0]) == storage(recording.x):
             return False  # the argument may lie elsewhere in its memory
@@ -65,10 +63,3 @@ def replayable(calls: list[Call], recording: Recording) -> bool:
             made.update({storage(t)} - outside)
     made.remove(storage(recording.x))
     return id(recording.result) in named and storage(recording.result) in made
-
-
-def _has_effect(call: Call) -> bool:
-    """Whether a call does nothing but write into tensors or return them, or a list."""
-    results = call.result if isinstance(call.result, (tuple, list)) else [call.result]
-    nested = any(isinstance(r, (tuple, list, dict)) for r in results)
-    return not nested and bool(call.outputs() or call.written())

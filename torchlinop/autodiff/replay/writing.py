@@ -32,6 +32,8 @@ def write(calls: list[Call], result: Tensor, x: Tensor) -> Callable[[Tensor], Te
         return constant(value, "k")
 
     def target(result: Any) -> str:
+        if isinstance(result, (list, tuple)):
+            return "(" + "".join(target(r) + ", " for r in result) + ")"
         if not isinstance(result, Tensor):
             return "_"
         name = names.setdefault(id(result), f"t{len(names)}")
@@ -41,11 +43,8 @@ def write(calls: list[Call], result: Tensor, x: Tensor) -> Callable[[Tensor], Te
     for call, dead in zip(calls, _last_uses(calls, keep={id(x), id(result)}), strict=True):
         arguments = [spell(a) for a in call.args]
         arguments += [f"{key}={spell(a)}" for key, a in call.kwargs.items()]
-        several = isinstance(call.result, (tuple, list))
-        targets = [target(t) for t in (call.result if several else [call.result])]
-        left = ", ".join(targets) + ("," if several else "")
         kernel = constant(call.func._op, "f")
-        lines.append(f"{left} = {kernel}({', '.join(arguments)})")
+        lines.append(f"{target(call.result)} = {kernel}({', '.join(arguments)})")
         temporary = [names[i] for i in dead if names[i].startswith("t")]
         if temporary:
             lines.append("del " + ", ".join(temporary))

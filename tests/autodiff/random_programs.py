@@ -1,10 +1,9 @@
-"""Random programs, replayed, give what they give without."""
+"""Random linear functions, to be compared with their replays."""
 
 from __future__ import annotations
 
 import random
 
-import pytest
 import torch
 from torchlinop.autodiff.replay import WARM_UP, Replayed
 
@@ -274,30 +273,31 @@ def _written(p, a, b):
 
 
 PLAIN = [_factor, _scalar, _sum, _zero, _matmul, _view, _view, _index, _complex]
-WITH_WRITES = [*PLAIN, _written, _written]
+#: what programs are made of
+KINDS = {"plain": PLAIN, "with writes": [*PLAIN, _written, _written]}
 
 
-def check(seed: int, dtype: torch.dtype, steps: list) -> bool:
-    """Compare a replayed program with itself; return whether it could be replayed."""
+def check(seed: int, dtype: torch.dtype, steps: list) -> tuple[float, bool]:
+    """Compare a replayed program with itself, and with itself in float64.
+
+    Returns the largest difference, in roundings of the largest intermediate value, and
+    whether the program was replayed.
+    """
     program, precise = Program(seed, dtype, steps), Program(seed, torch.float64, steps)
     replayed = Replayed()
     generator = torch.Generator().manual_seed(seed)
+    error = 0.0
     for _ in range(WARM_UP + 4):
         x = torch.randn(N + 3, generator=generator, dtype=torch.float64).to(dtype)[3:]
         kept = x.clone()
         largest = max(v.abs().max().item() for v in precise.values(x.double()))
-        tolerance = {"rtol": 0, "atol": 100 * torch.finfo(dtype).eps * largest}
         y = replayed(program, x)
-        torch.testing.assert_close(y, program(x), **tolerance)
-        torch.testing.assert_close(y.double(), precise(x.double()), **tolerance)
-        assert torch.equal(x, kept)
+        for expected in (program(x), precise(x.double())):
+            difference = (y.double() - expected.double()).abs().max().item()
+            error = max(error, difference / (torch.finfo(dtype).eps * largest))
+            if difference != difference:  # max of a number and NaN is either
+                return float("inf"), True
         y.fill_(torch.nan)  # must reach neither the argument nor the next product
-        assert torch.equal(x, kept)
-    return replayed._run is not None
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("steps", [PLAIN, WITH_WRITES], ids=["plain", "with writes"])
-def test_programs(steps, dtype):
-    replayed = [check(seed, dtype, steps) for seed in range(15)]
-    assert sum(replayed) > 10
+        if not torch.equal(x, kept):
+            return float("inf"), True
+    return error, replayed._run is not None

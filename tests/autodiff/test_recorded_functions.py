@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.autodiff.recorded_functions import LINEAR, SCALARS, VECTORS
+from tests.autodiff.recorded_functions import LINEAR, PROGRAMS, SCALARS, VECTORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,3 +34,11 @@ def test_recorded_function(reports, name):
     assert name in found, ending
     assert found[name]["error"] < 1e-13
     assert found[name]["replayed"] is LINEAR.get(name, (None, True))[1]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_random_programs(reports, name):
+    found, ending = reports
+    assert name in found, ending
+    assert found[name]["error"] < 100
+    assert found[name]["replayed"] > 0.7  # others are zero, or do not depend on x
