@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 from torchlinop import (
     GGNLinearOperator,
     HessianLinearOperator,
@@ -118,10 +117,9 @@ def prepared(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         for p in model.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._NormBase):
-                if module.running_mean is not None:
-                    module.running_mean.normal_(0, 0.1, generator=generator)
-                    module.running_var.uniform_(0.5, 1.5, generator=generator)
+            if getattr(module, "running_mean", None) is not None:
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
     return model.eval().to(dtype)
 
 
@@ -281,7 +279,8 @@ def check(matrix: str, build: Build, dtype: torch.dtype = torch.float64) -> None
         if dtype == torch.float32:
             rounded = PlainTorch(fresh(build, dtype))
             errors = [
-                distance(product(rounded, v.float()), e) for v, e in zip(columns, expected)
+                distance(product(rounded, v.float()), e)
+                for v, e in zip(columns, expected, strict=True)
             ]
             allowed = [8 * max(error, 1e-6) for error in errors]
         agree(operator, expected, allowed)

@@ -137,10 +137,6 @@ def nfnet(dtype):
     return classifier(timm.create_model("test_nfnet", num_classes=3), dtype)
 
 
-def mamba_out(dtype):
-    return classifier(timm.create_model("test_mambaout", num_classes=3), dtype)
-
-
 CASES = [
     resnet,
     efficientnet,
@@ -153,7 +149,6 @@ CASES = [
     regnet,
     densenet,
     nfnet,
-    mamba_out,
 ]
 
 
