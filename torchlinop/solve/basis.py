@@ -79,7 +79,7 @@ def _shares(
     own = tolerances[columns]
     parts = weights * own[:, None]
     sums = np.linalg.norm(parts, axis=0)  # residuals that do not point the same way
-    factors = 0.9 * tolerances / np.where(sums > 0, sums, 1)
+    factors = 0.99 * tolerances / np.where(sums > 0, sums, 1)
     factors[columns] = 1
     matters = parts > 1e-3 / len(columns) * tolerances
     shares = own * np.where(matters, np.minimum(factors, 1), 1).min(axis=1)

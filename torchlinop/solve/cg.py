@@ -13,6 +13,7 @@ from torchlinop.solve.columns import (
     column_dots,
     column_norms,
     column_sizes,
+    divided,
     dot,
     require_finite_iteration,
 )
@@ -261,7 +262,7 @@ def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Ten
         norms = column_norms(W.T)
         if not norms.all():
             return _orthonormalized(_rows(W, np.flatnonzero(norms)), eps)
-        W = W / W.abs().amax(dim=1, keepdim=True)
+        W = divided(W.T, column_sizes(W.T)[0]).T
         gram = (W.conj() @ W.T).to(_double(W.dtype))
         lengths = gram.diagonal().real.sqrt()
     # once by Cholesky is enough where the rows are far from dependent
@@ -308,7 +309,7 @@ def refuse_indefinite(p: Tensor, system: System) -> float:
     Returns what rounding can make of a curvature.
     """
     p = p.reshape(-1, 1)
-    p = p / column_sizes(p)[0]
+    p = divided(p, column_sizes(p)[0])
     p = p / max(column_norms(p)[0], torch.finfo(p.dtype).tiny)
     curvature = dot(p, system.product(p))
     noise = _NOISE * system.eps * system.norm()

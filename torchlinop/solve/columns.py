@@ -15,9 +15,9 @@ def column_norms(X: Tensor) -> np.ndarray:
     norms = _column_norms(X)
     if _in_range(norms, X, 0.25):
         return norms
-    size = _largest(X)
+    size, units = column_sizes(X)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _column_norms(X / size) * _on_host(size)
+        return _column_norms(divided(X, size)) * units
 
 
 def _column_norms(X: Tensor) -> np.ndarray:
@@ -39,9 +39,9 @@ def column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
     dots = _column_dots(X, Y)
     if _in_range(np.abs(dots), X):
         return dots
-    x, y = _largest(X), _largest(Y)
+    (x, x_units), (y, y_units) = column_sizes(X), column_sizes(Y)
     with np.errstate(over="ignore", invalid="ignore"):
-        return _column_dots(X / x, Y / y) * _on_host(x) * _on_host(y)
+        return _column_dots(divided(X, x), divided(Y, y)) * x_units * y_units
 
 
 def _column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
@@ -63,16 +63,6 @@ def _long_columns(X: Tensor) -> bool:
     return X.device.type == "cpu" and X.shape[0] > _LONG
 
 
-def _largest(X: Tensor) -> Tensor:
-    """Size of the largest entry of each column, shape ``(K,)``; 1 for zeros."""
-    largest = X.abs().amax(dim=0)
-    return torch.where(largest > 0, largest, 1)
-
-
-def _on_host(values: Tensor) -> np.ndarray:
-    return values.double().cpu().numpy()
-
-
 def column_sizes(*blocks: Tensor) -> tuple[Tensor, np.ndarray]:
     """Powers of two near the largest entries of the columns, on the device and the host.
 
@@ -82,11 +72,19 @@ def column_sizes(*blocks: Tensor) -> tuple[Tensor, np.ndarray]:
     real = blocks[0].real
     if not len(real):
         return real.new_ones(real.shape[1]), np.ones(real.shape[1])
-    largest = np.max([_on_host(_largest(block)) for block in blocks], axis=0)
+    largest = np.max(
+        [block.abs().amax(dim=0).double().cpu().numpy() for block in blocks], axis=0
+    )
     limits = torch.finfo(real.dtype)
-    exponents = np.frexp(np.clip(largest, limits.tiny, limits.max / 4))[1]
+    largest = np.where(np.isfinite(largest) & (largest > 0), largest, 1)
+    exponents = np.frexp(np.clip(largest, 2 * limits.tiny, limits.max / 8))[1]
     sizes = np.ldexp(1.0, exponents)
     return torch.as_tensor(sizes, dtype=real.dtype, device=real.device), sizes
+
+
+def divided(X: Tensor, sizes: Tensor) -> Tensor:
+    """``X / sizes`` for powers of two; complex division would square them."""
+    return X * sizes.reciprocal()
 
 
 def row(coefficients: np.ndarray, like: Tensor) -> Tensor | float:

@@ -24,6 +24,7 @@ from torchlinop.solve.arguments import (
 from torchlinop.solve.columns import (
     column_norms,
     column_sizes,
+    divided,
     require_finite_columns,
 )
 from torchlinop.solve.preconditioner import as_preconditioner, moved
@@ -132,14 +133,15 @@ class KrylovInverse(TorchLinearOperator):
         size, units = column_sizes(B) if X0 is None else column_sizes(B, X0)
         tolerances = np.maximum(self.rtol * b_norms, self.atol) / units
         if X0 is not None:
-            X0 = X0 / size
+            X0 = divided(X0, size)
             X0[:, torch.as_tensor(b_norms == 0, device=X0.device)] = 0
-        B = B / size
+        B = divided(B, size)
         method = Method(self._iterate, self.solver, system, self.maxiter)
         found = solve(method, B, X0, tolerances, self._watching(size))
         X, norms, reason = found.X * size, found.norms, found.reason
-        if not torch.equal(X / size, found.X):  # some have left the range of the dtype
-            norms = column_norms(B - system.product(X / size))
+        again = divided(X, size)
+        if not torch.equal(again, found.X):  # some have left the range of the dtype
+            norms = column_norms(B - system.product(again))
             norms, reason = np.nan_to_num(norms, nan=np.inf), reason or "range"
         converged = norms <= tolerances
         return _Solved(

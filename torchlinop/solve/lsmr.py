@@ -22,6 +22,7 @@ from torchlinop.solve.columns import (
     add_columns,
     column_norms,
     column_sizes,
+    divided,
     require_finite_columns,
     require_finite_iteration,
     row,
@@ -128,30 +129,27 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         require_finite_columns(b_norms, "The right-hand side")
         X0 = None if self._x0 is None else one_for_each_column(self._x0, x)
         size, units = column_sizes(x) if X0 is None else column_sizes(x, X0)
-        B, b_norms = x / size, b_norms / units
-        X0 = None if X0 is None else X0 / size
+        B, b_norms = divided(x, size), b_norms / units
+        X0 = None if X0 is None else divided(X0, size)
         stops = _Stops(self.damp, self.atol, self.btol, self.conlim, self.maxiter)
-        found = lsmr(
-            A,
-            adjoint,
-            B if X0 is None else B - A._product(X0),
-            stops,
-            b_norms=b_norms,
-            X0=X0,
-            callback=self._watching(X0, size),
-        )
+        rest = B if X0 is None else B - A._product(X0)
+        watching = self._watching(X0, size)
+        found = lsmr(A, adjoint, rest, stops, b_norms=b_norms, X0=X0, callback=watching)
         exact = found.solution if X0 is None else found.solution.add_(X0)
         solution = exact * size
-        X = solution / size  # as far as the dtype holds it
+        X = divided(solution, size)  # as far as the dtype holds it
         outside = not torch.equal(X, exact)
         offset = X if X0 is None else X - X0
         R = B - A._product(X)
         normal = column_norms(adjoint._product(R).sub_(offset, alpha=self.damp**2))
-        residual = np.hypot(column_norms(R), self.damp * column_norms(offset))
+        damped = self.damp * column_norms(offset) if self.damp else 0.0
+        residual = np.nan_to_num(np.hypot(column_norms(R), damped), nan=np.inf)
         # what rounding leaves of A^H r, whatever is asked for
         eps = torch.finfo(x.dtype).eps
-        floor = 4 * eps * found.norms * (b_norms + found.norms * column_norms(X))
-        normal_tolerances = np.maximum(self.atol * found.norms * residual, floor)
+        lengths = np.nan_to_num(column_norms(X))
+        floor = 4 * eps * found.norms * (b_norms + found.norms * lengths)
+        normal_goal = self.atol * found.norms * np.nan_to_num(residual, posinf=0)
+        normal_tolerances = np.maximum(normal_goal, floor)
         # the recurrences stopped it; true residuals have to agree but for a little drift
         right = (residual <= 2 * found.tolerances) | (normal <= 2 * normal_tolerances)
         converged = found.converged & right
@@ -161,7 +159,7 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         report = SolveReport(
             solver=self.solver,
             iterations=found.iterations,
-            residual_norms=np.nan_to_num(residual, nan=np.inf) * units,
+            residual_norms=residual * units,
             tolerances=found.tolerances * units,
             converged=converged,
             num_matvecs=found.num_matvecs + 2 * R.shape[1],

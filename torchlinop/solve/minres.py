@@ -121,7 +121,7 @@ def minres(
         z_new = system.precondition(v_new)
         gamma_new = _lengths(v_new, z_new, system)
         require_finite_iteration(delta + gamma_new, "MINRES", k)
-        size = np.sqrt(delta**2 + gamma_new**2 + gamma**2 * (k > 1))
+        size = np.hypot(np.hypot(delta, gamma_new), gamma * (k > 1))
         rounding = 10 * system.eps * size
         gamma_new[gamma_new < rounding / 10] = 0  # the Krylov space is exhausted
 

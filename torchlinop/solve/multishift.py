@@ -24,6 +24,7 @@ from torchlinop.solve.columns import (
     column_dots,
     column_norms,
     column_sizes,
+    divided,
     require_finite_columns,
     require_finite_iteration,
     row,
@@ -136,7 +137,7 @@ def _solve(
     The residual of another shift is ``zeta`` times that of the smallest; scalars are
     arrays ``(S, K)``. Right-hand sides are in units of their sizes.
     """
-    B = B / sizes
+    B = divided(B, sizes)
     base = float(sigma.min())
     tau = (sigma - base)[:, None]
     system = System(A, base)
@@ -201,7 +202,7 @@ def _solve(
     gap = system.eps * norm * lengths
     doubtful = (gap > 0.5 * tolerances) & (norms <= goal)
     returned = X * sizes
-    back = returned / sizes
+    back = divided(returned, sizes)
     outside = (back != X).any(dim=1).cpu().numpy()  # of the range of the dtype
     for i in np.flatnonzero((doubtful | outside).any(axis=1)):
         residual = B - system.product(back[i]) - float(tau[i, 0]) * back[i]

@@ -76,7 +76,8 @@ def refuse_preconditioner(dots: np.ndarray, R: Tensor, system: System) -> None:
     """
     require_finite_columns(dots, "The product with the preconditioner M")
     norms = column_norms(R)
-    relative = dots / np.where(norms > 0, norms, 1) ** 2
+    norms = np.where(norms > 0, norms, 1)
+    relative = dots / norms / norms
     if relative.min() < -_NOISE * system.eps * system.preconditioner_norm():
         raise np.linalg.LinAlgError(
             "The preconditioner M is not positive definite: for a vector r of length 1, "
