@@ -39,7 +39,8 @@ def test_columns_of_rank_four(solver, dtype, started):
     alone = solve(A, b, **options)
     mixed = b @ vectors(4, 16, dtype, 5)
     if started:  # residuals of one start depend on each other if all columns are equal
-        assert solve(A, b[:, :1].expand(-1, 8), **options) < 0.5 * alone + 16
+        one = solve(A, b[:, :1], **options)
+        assert solve(A, b[:, :1].expand(-1, 8), **options) <= one + 2 * 8 + 2
         return
     for B in (torch.cat([b] * 4, dim=1), mixed, torch.cat([0 * b, b, -3 * b], dim=1)):
         assert solve(A, B, **options) <= 1.1 * alone + 2 * B.shape[1]
@@ -71,8 +72,8 @@ def test_columns_that_are_nearly_equal(difference):
     A, b = positive(100, 1e3), vectors(100, 1, torch.float64)
     B = b + difference * vectors(100, 8, torch.float64, 7)
     assert solve(A, B) <= 8 * solve(A, b)
-    # below the tolerance they do not
-    assert solve(A, B, rtol=1e-2) <= (8 if difference > 1e-4 else 1) * 60 + 2 * 8
+    if difference < 1e-4:  # for a tolerance like this they do not
+        assert solve(A, B, rtol=1e-2) <= 1.2 * solve(A, b, rtol=1e-2) + 2 * 8
 
 
 def test_the_callback_sees_all_columns():
@@ -94,7 +95,7 @@ def test_methods_with_a_krylov_space_for_each_column():
     inverse @ b
     alone = inverse.last_solve.iterations
     inverse @ B
-    np.testing.assert_array_equal(inverse.last_solve.iterations, np.tile(alone, 3))
+    np.testing.assert_allclose(inverse.last_solve.iterations, np.tile(alone, 3), atol=1)
     assert inverse.last_solve.converged.all()
     _, few = multishift_cg(A, b, [0.0, 1.0])
     _, many = multishift_cg(A, B, [0.0, 1.0])

@@ -85,9 +85,7 @@ def test_solutions_out_of_range(kind, columns):
         wide = matrix * A.double() @ x.double() - size * b.double()
         norms = torch.linalg.vector_norm(wide / size, dim=0).reshape(-1).numpy()
         report = inverse.last_solve
-        np.testing.assert_allclose(
-            report.residual_norms / size, norms, rtol=0.1, atol=2e-5
-        )
+        np.testing.assert_allclose(report.residual_norms / size, norms, rtol=0.1, atol=2e-5)
         good = norms <= 5e-5
         assert (good | ~report.converged).all()
         assert good.all() or report.reason == "range"

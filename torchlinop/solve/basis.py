@@ -47,7 +47,8 @@ def basis_of(B: Tensor, norms: np.ndarray, tolerances: np.ndarray) -> Basis | No
         return None
     gram = _inner(B, B) / np.outer(norms, norms)
     (pstrf,) = get_lapack_funcs(("pstrf",), (gram,))
-    U, pivots, rank, _ = pstrf(gram, tol=_NOISE)
+    least = (0.1 * (tolerances / norms).min()) ** 2
+    U, pivots, rank, _ = pstrf(gram, tol=max(_NOISE, least))
     if rank == len(norms):
         return None
     kept, left = pivots[:rank] - 1, pivots[rank:] - 1
@@ -67,13 +68,13 @@ def basis_of(B: Tensor, norms: np.ndarray, tolerances: np.ndarray) -> Basis | No
     combinations = np.zeros((len(columns), len(norms)), dtype=gram.dtype)
     combinations[np.arange(len(columns)), columns] = 1
     combinations[:rank, left[found]] = C[:, found]
-    least = 10 * torch.finfo(B.dtype).eps * norms[columns]
-    shares = _shares(np.abs(combinations), columns, tolerances, least)
+    reachable = 10 * torch.finfo(B.dtype).eps * norms[columns]
+    shares = _shares(np.abs(combinations), columns, tolerances, reachable)
     return Basis(columns, combinations, shares)
 
 
 def _shares(
-    weights: np.ndarray, columns: np.ndarray, tolerances: np.ndarray, least: np.ndarray
+    weights: np.ndarray, columns: np.ndarray, tolerances: np.ndarray, reachable: np.ndarray
 ) -> np.ndarray:
     """Tolerances of the basis with which all columns can be expected to reach theirs."""
     own = tolerances[columns]
@@ -83,7 +84,7 @@ def _shares(
     factors[columns] = 1
     matters = parts > 1e-3 / len(columns) * tolerances
     shares = own * np.where(matters, np.minimum(factors, 1), 1).min(axis=1)
-    return np.maximum(shares, np.minimum(own, least))
+    return np.maximum(shares, np.minimum(own, reachable))
 
 
 def _inner(X: Tensor, Y: Tensor) -> np.ndarray:

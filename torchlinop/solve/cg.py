@@ -124,7 +124,7 @@ def conjugate_gradients(
     """Solve for one column ``(N, 1)``; see :class:`Iteration`."""
     x, r = torch.zeros_like(B), B.clone(memory_format=torch.contiguous_format)
     tolerance = float(tolerances[0])
-    norm, reason, k = 0.0, "", 0
+    norm, shortest, reason, k = 0.0, np.inf, "", 0
     z = system.precondition(r)
     p = z.clone()
     rr = dot(r, r)
@@ -146,6 +146,10 @@ def conjugate_gradients(
             # |A p|^2 / p^H A p is a lower bound of the largest eigenvalue
             norm = max(norm, dot(q, q) / curvature)
         step = rz / curvature
+        shortest = min(shortest, step)
+        if step * system.eps**1.5 > shortest:  # no matrix of this precision has both
+            reason = "singular"
+            break
         x.add_(p, alpha=step)
         r.sub_(q, alpha=step)
         k += 1
