@@ -241,11 +241,12 @@ def test_linear_systems(solver, name, preconditioned, dtype):
     x, info = solve(operator, b, **options)
     assert info == 0
     assert x.dtype == solve(dense.astype(dtype), b, **options)[0].dtype
-    np.testing.assert_array_equal(solve(operator, b, **options)[0], x)
     # |x - x*| <= |A^-1| |A x - b|: what is left, 10 unit |b| <= 10 unit |A| |x*|, and
-    # what the solver does not see, unit |A| |x|
+    # what the solver does not see, unit |A| |x|; again when products are replayed
     expected = np.linalg.solve(dense, b)
-    assert norm(x - expected) <= 11 * unit(dense, dtype) * cond(dense) * norm(expected)
+    for found in (x, solve(operator, b, **options)[0]):
+        error = norm(found - expected)
+        assert error <= 11 * unit(dense, dtype) * cond(dense) * norm(expected)
 
 
 @pytest.mark.parametrize("name", ["jacobian", "transposed"])
@@ -440,6 +441,7 @@ def test_products_share_no_memory(product, name, dtype):
         assert y.flags.carray  # contiguous and writable
         y[...] = np.nan
     for x, y in zip(inputs, copies, strict=True):
-        assert norm(y - matrix @ x) <= unit(dense, dtype) * norm(dense, 2) * norm(x)
-        # the same bits, from the first product on
-        np.testing.assert_array_equal(getattr(operator, product)(x), y)
+        rounding = unit(dense, dtype) * norm(dense, 2) * norm(x)
+        assert norm(y - matrix @ x) <= rounding
+        # and again after all that: what was handed out and overwritten is not used
+        assert norm(getattr(operator, product)(x) - matrix @ x) <= rounding

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchlinop._interchange import as_tensor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._typing import Array, Scalar
+from torchlinop.solve.columns import column_norms, column_sizes, divided
 
 __all__ = ["Verification", "eigenpairs", "singular_triplets", "solution"]
 
@@ -153,13 +154,14 @@ def eigenpairs(
         )
     V = _wide(V)
     values = _wide(values)
+    V = divided(V, column_sizes(V)[0])
     lengths = torch.linalg.vector_norm(V, dim=0)
     V = V / torch.where(lengths > 0, lengths, 1)
     second = V if M is None else _product(aslinearoperator(M), V)
-    residuals = _norms(_product(A, V) - second * values)
+    residuals = column_norms(_product(A, V) - second * values)
     if norm is None:
         norm = values.abs().max().item() if len(values) else 1.0
-    scale = norm * _norms(second)
+    scale = norm * column_norms(second)
     missing = (lengths == 0).cpu().numpy()  # a vector of zeros solves nothing
     relative = np.where(missing, np.inf, _ratio(residuals, scale))
     gram = V.mH @ second
@@ -218,8 +220,8 @@ def singular_triplets(
             f"Expected as many columns of U as rows of Vh and singular values, got "
             f"{left.shape[1]}, {right.shape[1]} and {len(values)}."
         )
-    forward = _norms(_product(A, right) - left * values)
-    backward = _norms(_product(A.H, left) - right * values)
+    forward = column_norms(_product(A, right) - left * values)
+    backward = column_norms(_product(A.H, left) - right * values)
     residuals = np.maximum(forward, backward)
     scale = np.full(len(values), values.abs().max().item() if len(values) else 1.0)
     skewness = max(_skewness(left.mH @ left), _skewness(right.mH @ right))
@@ -277,7 +279,7 @@ def solution(
         )
     if damping:
         image = image + damping * X
-    residuals, scale = _norms(B - image), _norms(B)
+    residuals, scale = column_norms(B - image), column_norms(B)
     return Verification(
         what="solution",
         labels=tuple(f"column {k}" for k in range(B.shape[1])),
@@ -307,10 +309,6 @@ def _wide(x: Tensor) -> Tensor:
 
 def _product(A: TorchLinearOperator, X: Tensor) -> Tensor:
     return _wide(A @ X)
-
-
-def _norms(X: Tensor) -> np.ndarray:
-    return torch.linalg.vector_norm(X, dim=0).cpu().numpy()
 
 
 def _ratio(residuals: np.ndarray, scale: np.ndarray) -> np.ndarray:

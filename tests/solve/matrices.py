@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torchlinop import CGInverseLinearOperator, MINRESInverseLinearOperator
 
 
 def with_spectrum(values: Tensor, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -45,3 +46,16 @@ def relative(solver: Callable, rtol: float) -> dict[str, float]:
     names = inspect.signature(solver).parameters
     options = {"rtol" if "rtol" in names else "tol": rtol}
     return options | ({"atol": 0.0} if "atol" in names else {})
+
+
+KRYLOV = {"CG": CGInverseLinearOperator, "MINRES": MINRESInverseLinearOperator}
+
+
+def eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def residuals(A: Tensor, x: Tensor, b: Tensor) -> Tensor:
+    """Norms of the columns of ``b - A x``, in double precision."""
+    wide = torch.promote_types(A.dtype, torch.float64)
+    return torch.linalg.vector_norm(A.to(wide) @ x.to(wide) - b.to(wide), dim=0).reshape(-1)

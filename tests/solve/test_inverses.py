@@ -73,7 +73,7 @@ def test_residuals_are_what_was_asked_for(solver, columns, dtype, preconditioned
     assert report.converged.all()
     np.testing.assert_allclose(report.tolerances, wanted, rtol=1e-5)
     np.testing.assert_allclose(report.residual_norms, norms, atol=0.1 * wanted.max())
-    assert report.num_matvecs <= (60 if solver == "CG" else 90) * len(norms)
+    assert report.num_matvecs <= (60 if solver == "CG" else 95) * len(norms)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.3])
@@ -311,7 +311,7 @@ def test_report_prints():
     inverse @ torch.ones(4, 2)
     lines = str(inverse.last_solve).splitlines()
     assert lines[0] == "CG: 2 of 2 columns converged"
-    assert lines[2].split() == ["products", "1"]
+    assert lines[2].split() == ["products", "2"]  # the second column is the first
     inverse @ torch.ones(4, 0)
     assert str(inverse.last_solve) == "CG: no columns"
 
@@ -502,7 +502,10 @@ def test_lsmr_takes_scipys_steps(shape, damp, tolerance):
     inverse = LSMRInverseLinearOperator(A, **options)
     x = inverse @ b
     theirs = spla.lsmr(A.numpy(), b.numpy(), **options)
-    assert inverse.last_solve.iterations[0] == theirs[2]
+    steps = inverse.last_solve.iterations[0]
+    assert abs(steps - theirs[2]) <= 1  # by rounding
+    options |= {"atol": 0, "btol": 0, "maxiter": steps}
+    theirs = spla.lsmr(A.numpy(), b.numpy(), **options)
     np.testing.assert_allclose(x.numpy(), theirs[0], atol=1e-12)
 
 
@@ -783,19 +786,23 @@ def test_a_right_hand_side_in_the_null_space_is_no_negative_curvature():
             multishift_cg(A, b, [0.0, 1e-20], on_failure="ignore")
 
 
-def test_a_singular_preconditioner_ends_minres():
+def test_a_singular_preconditioner_is_named():
     M = torch.diag(torch.tensor([0.0, 1.0]))
     inverse = MINRESInverseLinearOperator(torch.eye(2), M=M)
-    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+    with pytest.warns(ConvergenceWarning, match="M is singular"):
         inverse @ torch.tensor([1.0, 0.0])
+    with pytest.warns(ConvergenceWarning, match="M is singular"):
+        CGInverseLinearOperator(torch.eye(2), M=M) @ torch.tensor([1.0, 0.0])
 
 
 @pytest.mark.parametrize("solver", KRYLOV)
 def test_norms_beyond_the_range_of_float32(solver):
     b = torch.full((100,), 1e38)
     torch.testing.assert_close(KRYLOV[solver](torch.eye(100)) @ b, b)
-    with pytest.raises(np.linalg.LinAlgError, match="NaN or infinity"):
-        KRYLOV[solver](1e-20 * torch.eye(3)) @ torch.full((3,), 1e25)
+    inverse = KRYLOV[solver](1e-20 * torch.eye(3))
+    with pytest.warns(ConvergenceWarning, match="too large or too small"):
+        inverse @ torch.full((3,), 1e25)
+    assert inverse.last_solve.reason == "range"
     for size in (1e-30, 1e20):
         A = size * positive(20, 5.0, torch.float32)
         c = vectors(20, 2, torch.float32)

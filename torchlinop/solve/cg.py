@@ -12,11 +12,15 @@ from torchlinop.solve.columns import (
     add_columns,
     column_dots,
     column_norms,
+    column_sizes,
+    divided,
     dot,
     require_finite_iteration,
 )
-from torchlinop.solve.inverse import Callback, Correction, KrylovInverse
+from torchlinop.solve.inverse import KrylovInverse
+from torchlinop.solve.preconditioner import refuse_preconditioner
 from torchlinop.solve.report import NegativeCurvatureError
+from torchlinop.solve.restart import Callback, Correction
 from torchlinop.solve.system import System
 
 #: rounding errors of p^H A p for unit vectors p, in units of eps |A|
@@ -117,28 +121,35 @@ def conjugate_gradients(
     maxiter: int,
     callback: Callback | None = None,
 ) -> Correction:
-    """Solve for one column ``(N, 1)``; see :meth:`KrylovInverse._iterate`."""
+    """Solve for one column ``(N, 1)``; see :class:`Iteration`."""
     x, r = torch.zeros_like(B), B.clone(memory_format=torch.contiguous_format)
     tolerance = float(tolerances[0])
-    norm, reason, k = 0.0, "", 0
+    norm, shortest, reason, k = 0.0, np.inf, "", 0
     z = system.precondition(r)
     p = z.clone()
     rr = dot(r, r)
     residual_norm = rr**0.5
     rz = dot(r, z) if system.preconditioned else rr
     while residual_norm > tolerance and k < maxiter:
-        _require_positive(rz)
+        if not rz > 0:
+            refuse_preconditioner(np.array([rz]), r, system)
+            reason = "preconditioner"
+            break
         q = system.product(p)
         curvature = dot(p, q)
         if not curvature > 0:
             require_finite_iteration(np.array([curvature]), "CG", k + 1)
-            refuse_indefinite(p, curvature, system)
+            refuse_indefinite(p, system)
             reason = "singular"
             break
         if k < 4 or k % 8 == 0:
             # |A p|^2 / p^H A p is a lower bound of the largest eigenvalue
             norm = max(norm, dot(q, q) / curvature)
         step = rz / curvature
+        shortest = min(shortest, step)
+        if step * system.eps**1.5 > shortest:  # no matrix of this precision has both
+            reason = "singular"
+            break
         x.add_(p, alpha=step)
         r.sub_(q, alpha=step)
         k += 1
@@ -215,6 +226,8 @@ def block_conjugate_gradients(
         P = _orthonormalized(conjugate, system.eps, out=reuse)
         spare = conjugate if P is reuse else None
     add_columns(X.T, active, D.T)
+    if len(active) and not len(P) and system.preconditioned:
+        reason = "preconditioner"
     return Correction(X.T, iterations, norms, norm, reason)
 
 
@@ -234,7 +247,9 @@ def _preconditioned(system: System, R: Tensor) -> Tensor:
     if not system.preconditioned:
         return R
     Z = system.precondition(R.T).T
-    _require_positive(float(column_dots(R.T, Z.T).min(initial=np.inf)))
+    dots = column_dots(R.T, Z.T)
+    if not (dots > 0).all():
+        refuse_preconditioner(dots, R.T, system)
     return Z
 
 
@@ -245,8 +260,15 @@ def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Ten
     """
     gram = (W.conj() @ W.T).to(_double(W.dtype))
     lengths = gram.diagonal().real.sqrt()
-    if not lengths.all():
-        return _orthonormalized(W[lengths > 0], eps)
+    tiny = torch.finfo(W.dtype).tiny ** 0.25
+    if not ((lengths > tiny) & (lengths < 1 / tiny)).all():
+        # squares may have underflowed or overflowed
+        norms = column_norms(W.T)
+        if not norms.all():
+            return _orthonormalized(_rows(W, np.flatnonzero(norms)), eps)
+        W = divided(W.T, column_sizes(W.T)[0]).T
+        gram = (W.conj() @ W.T).to(_double(W.dtype))
+        lengths = gram.diagonal().real.sqrt()
     # once by Cholesky is enough where the rows are far from dependent
     L, info = torch.linalg.cholesky_ex(gram / torch.outer(lengths, lengths))
     pivots = L.diagonal().real
@@ -257,6 +279,9 @@ def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Ten
         return torch.mm(inverse.conj().resolve_conj().to(W.dtype), W, out=out)
     scaled = W / lengths.to(W.real.dtype).unsqueeze(1)
     Q, triangle = torch.linalg.qr(scaled.T)
+    if not torch.isfinite(triangle).all():  # LAPACK's, of some complex64 blocks
+        double = torch.linalg.qr(scaled.T.to(_double(W.dtype)))
+        Q, triangle = (factor.to(W.dtype) for factor in double)
     left, values, _ = torch.linalg.svd(triangle, full_matrices=False)
     kept = values > 10 * eps * values[0]
     return (Q @ left[:, kept]).T.contiguous()
@@ -274,7 +299,7 @@ def _inverse_of(
     values, vectors = torch.linalg.eigh(curvature)
     if values[0].item() < 0:
         direction = P.T @ vectors[:, 0].to(P.dtype)
-        noise = max(noise, refuse_indefinite(direction, values[0].item(), system))
+        noise = max(noise, refuse_indefinite(direction, system))
     kept = values > noise
     if not kept.any():
         return None
@@ -282,13 +307,15 @@ def _inverse_of(
     return lambda C: ((vectors / values) @ (vectors.mH @ C.to(vectors.dtype))).to(C.dtype)
 
 
-def refuse_indefinite(p: Tensor, curvature: float, system: System) -> float:
+def refuse_indefinite(p: Tensor, system: System) -> float:
     """Raise if the curvature along ``p`` is negative beyond rounding.
 
     Returns what rounding can make of a curvature.
     """
-    length = torch.linalg.vector_norm(p).item()
-    curvature /= length**2
+    p = p.reshape(-1, 1)
+    p = divided(p, column_sizes(p)[0])
+    p = p / max(column_norms(p)[0], torch.finfo(p.dtype).tiny)
+    curvature = dot(p, system.product(p))
     noise = _NOISE * system.eps * system.norm()
     if curvature < -noise:
         raise NegativeCurvatureError(
@@ -296,15 +323,7 @@ def refuse_indefinite(p: Tensor, curvature: float, system: System) -> float:
             f"p^H A p = {curvature:.3e}. Conjugate gradients need a positive definite "
             "matrix: add more damping, or use MINRESInverseLinearOperator, which takes "
             "indefinite ones (such as the Hessian).",
-            (p / length).reshape(-1),
+            p.reshape(-1),
             curvature,
         )
     return noise
-
-
-def _require_positive(rz: float) -> None:
-    if not rz > 0:
-        raise np.linalg.LinAlgError(
-            f"The preconditioner M is not positive definite: r^H M r = {rz:.3e} for a "
-            "residual r. Pass a positive definite approximation of the inverse of A."
-        )

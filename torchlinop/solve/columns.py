@@ -1,4 +1,4 @@
-"""Blocks of columns: norms, products, selections."""
+"""Blocks of columns: norms, products, sizes, selections."""
 
 from __future__ import annotations
 
@@ -13,37 +13,49 @@ _LONG = 1 << 15
 def column_norms(X: Tensor) -> np.ndarray:
     """2-norms of the columns, shape ``(K,)``, in float64 on the host."""
     norms = _column_norms(X)
-    if are_moderate(norms) or not X.shape[0]:
+    if _in_range(norms, X, 0.25):
         return norms
-    largest = X.abs().amax(dim=0)
-    scale = torch.where(largest > 0, largest, 1)
-    return _column_norms(X / scale) * scale.double().cpu().numpy()
-
-
-def are_moderate(norms: np.ndarray) -> bool:
-    """Whether squares of all norms are far from underflow and overflow in float32."""
-    return bool(((norms > 1e-4) & (norms < 1e4)).all())
+    size, units = column_sizes(X)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _column_norms(divided(X, size)) * units
 
 
 def _column_norms(X: Tensor) -> np.ndarray:
     if X.shape[1] == 1 or _long_columns(X):
-        return np.sqrt(column_dots(X, X))
+        return np.sqrt(_column_dots(X, X))
     return torch.linalg.vector_norm(X, dim=0).double().cpu().numpy()
 
 
 def dot(x: Tensor, y: Tensor) -> float:
-    """Real part of ``x^H y`` for vectors ``(N,)`` or ``(N, 1)``."""
-    return torch.vdot(x.reshape(-1), y.reshape(-1)).real.item()
+    """Real part of ``x^H y`` for vectors ``(N, 1)``."""
+    return float(column_dots(x, y)[0])
 
 
 def column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
-    """Real parts of ``x_k^H y_k``, shape ``(K,)``, in float64 on the host."""
-    if X.shape[1] == 1:
-        return np.array([dot(X, Y)])
-    if _long_columns(X):
-        return np.array([dot(x, y) for x, y in zip(X.T, Y.T, strict=True)])
+    """Real parts of ``x_k^H y_k``, shape ``(K,)``, in float64 on the host.
+
+    Where products of entries might underflow or overflow, columns are scaled.
+    """
+    dots = _column_dots(X, Y)
+    if _in_range(np.abs(dots), X):
+        return dots
+    (x, x_units), (y, y_units) = column_sizes(X), column_sizes(Y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _column_dots(divided(X, x), divided(Y, y)) * x_units * y_units
+
+
+def _column_dots(X: Tensor, Y: Tensor) -> np.ndarray:
+    if X.shape[1] == 1 or _long_columns(X):
+        pairs = zip(X.T, Y.T, strict=True)
+        return np.array([torch.vdot(x, y).real.item() for x, y in pairs])
     products = X.conj() * Y if X.dtype.is_complex else X * Y
     return products.sum(dim=0).real.double().cpu().numpy()
+
+
+def _in_range(sums: np.ndarray, X: Tensor, power: float = 0.5) -> bool:
+    """Whether sums of products are far from what underflows and overflows."""
+    bound = torch.finfo(X.dtype).tiny ** power
+    return not X.shape[0] or bool(((sums > bound) & (sums < 1 / bound)).all())
 
 
 def _long_columns(X: Tensor) -> bool:
@@ -51,11 +63,35 @@ def _long_columns(X: Tensor) -> bool:
     return X.device.type == "cpu" and X.shape[0] > _LONG
 
 
+def column_sizes(*blocks: Tensor) -> tuple[Tensor, np.ndarray]:
+    """Powers of two near the largest entries of the columns, on the device and the host.
+
+    In units of these, squares of right-hand sides neither underflow nor overflow, and
+    dividing by them and multiplying with them rounds nothing.
+    """
+    real = blocks[0].real
+    if not len(real):
+        return real.new_ones(real.shape[1]), np.ones(real.shape[1])
+    largest = np.max(
+        [block.abs().amax(dim=0).double().cpu().numpy() for block in blocks], axis=0
+    )
+    limits = torch.finfo(real.dtype)
+    largest = np.where(np.isfinite(largest) & (largest > 0), largest, 1)
+    exponents = np.frexp(np.clip(largest, 2 * limits.tiny, limits.max / 8))[1]
+    sizes = np.ldexp(1.0, exponents)
+    return torch.as_tensor(sizes, dtype=real.dtype, device=real.device), sizes
+
+
+def divided(X: Tensor, sizes: Tensor) -> Tensor:
+    """``X / sizes`` for powers of two; complex division would square them."""
+    return X * sizes.reciprocal()
+
+
 def row(coefficients: np.ndarray, like: Tensor) -> Tensor | float:
     """Coefficients of columns, shape ``(K,)``, for products with ``like``."""
     if len(coefficients) == 1:
         return float(coefficients[0])
-    return torch.as_tensor(coefficients).to(like.device, like.dtype)
+    return torch.as_tensor(coefficients, dtype=like.dtype, device=like.device)
 
 
 def take(X: Tensor, columns: np.ndarray) -> Tensor:

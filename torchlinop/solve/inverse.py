@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -23,36 +22,18 @@ from torchlinop.solve.arguments import (
     starting_vectors,
 )
 from torchlinop.solve.columns import (
-    add_columns,
-    are_moderate,
     column_norms,
+    column_sizes,
+    divided,
     require_finite_columns,
-    require_finite_iteration,
-    take,
 )
 from torchlinop.solve.preconditioner import as_preconditioner, moved
 from torchlinop.solve.report import OnFailure, SolveReport, judge
+from torchlinop.solve.restart import Callback, Correction, Method, solve
 from torchlinop.solve.system import System
-
-Callback = Callable[[Tensor], Any]
 
 #: most right-hand sides that share one Krylov space
 _MAX_BLOCK = 128
-
-
-class Correction(NamedTuple):
-    """What an iteration found, starting from zero."""
-
-    #: (N, K)
-    solution: Tensor
-    #: (K,)
-    iterations: np.ndarray
-    #: (K,), as the iteration's own recurrences have them
-    residual_norms: np.ndarray
-    #: an estimate, from below, of the norm of the matrix; infinite where there is none
-    norm: float
-    #: why it stopped early, or empty
-    reason: str = ""
 
 
 class KrylovInverse(TorchLinearOperator):
@@ -100,19 +81,7 @@ class KrylovInverse(TorchLinearOperator):
         maxiter: int,
         callback: Callback | None,
     ) -> Correction:
-        """Solve ``system X = B`` from zero until the residual norms reach ``tolerances``.
-
-        Parameters
-        ----------
-        B
-            Right-hand sides, shape ``(N, K)``, not to be written to.
-        tolerances
-            Shape ``(K,)``; a column stops when its residual norm is at most this.
-        maxiter
-            Most iterations.
-        callback
-            Called with the ``(N, K)`` iterate after each iteration.
-        """
+        """Solve from zero: an :class:`~torchlinop.solve.restart.Iteration`."""
 
     def with_damping(self, damping: float) -> Self:
         """Return the inverse of ``A + damping I`` for another ``damping``.
@@ -130,16 +99,16 @@ class KrylovInverse(TorchLinearOperator):
     def _apply(self, x: Tensor) -> Tensor:
         system = System(self.A, self.damping, self.M)
         solved = [self._solve(system, B, X0) for B, X0 in self._blocks(x)]
-        norms, tolerances, iterations = (
+        norms, tolerances, iterations, converged = (
             np.concatenate([getattr(s, name) for s in solved])
-            for name in ("residual_norms", "tolerances", "iterations")
+            for name in ("residual_norms", "tolerances", "iterations", "converged")
         )
         report = SolveReport(
             solver=self.solver,
             iterations=iterations,
             residual_norms=norms,
             tolerances=tolerances,
-            converged=norms <= tolerances,
+            converged=converged,
             num_matvecs=system.num_matvecs,
             reason=next((s.reason for s in solved if s.reason), ""),
         )
@@ -158,94 +127,39 @@ class KrylovInverse(TorchLinearOperator):
         return list(zip(blocks, starts, strict=True))
 
     def _solve(self, system: System, B: Tensor, X0: Tensor | None) -> _Solved:
-        """Solve for one block; start anew where rounding left the recurrences wrong."""
+        """Solve for one block, in units of the size of each right-hand side."""
         b_norms = column_norms(B)
         require_finite_columns(b_norms, "The right-hand side")
-        tolerances = np.maximum(self.rtol * b_norms, self.atol)
-        iterations = np.zeros(B.shape[1], dtype=int)
-        if X0 is None:
-            X, R, norms = torch.zeros_like(B), B, b_norms
-        else:
-            X = X0.clone()
-            X[:, torch.as_tensor(b_norms == 0, device=X.device)] = 0
-            R = B - system.product(X)
-            norms = column_norms(R)
-            require_finite_columns(norms, "The residual of x0")
-        goal, reason = tolerances, ""
-        while not reason and (norms > tolerances).any():
-            left = np.flatnonzero(norms > tolerances)
-            budget = self.maxiter - int(iterations[left].max())
-            if budget <= 0:
-                reason = "maxiter"
-                break
-            found = self._iterate_scaled(
-                system,
-                take(R, left),
-                norms[left],
-                goal[left],
-                budget,
-                self._watching(X, left),
-            )
-            add_columns(X, left, found.solution)
-            iterations[left] += found.iterations
-            before, norms = norms, norms.copy()
-            norms[left], reason = found.residual_norms, found.reason
-            lengths = column_norms(X)
-            require_finite_iteration(lengths, self.solver, int(iterations.max()))
-            # recurrences and true residuals drift apart by about eps |A| |x| (Greenbaum,
-            # SIAM J. Matrix Anal. Appl. 18, 1997, doi.org/10.1137/S0895479895284944)
-            # a preconditioner takes the large eigenvalues, and so |A|, out of sight
-            trusted = X0 is None and not system.preconditioned and np.isfinite(found.norm)
-            if trusted:
-                drift = system.eps * found.norm * lengths[left]
-                trusted = (drift <= 0.5 * np.maximum(norms, tolerances)[left]).all()
-            if trusted and (
-                (norms <= tolerances).all() or iterations.max() >= self.maxiter
-            ):
-                continue
-            R, goal = B - system.product(X), tolerances / 2
-            norms = column_norms(R)
-            require_finite_iteration(norms, self.solver, int(iterations.max()))
-            if ((norms > tolerances) & (norms > 0.5 * before)).any() and not reason:
-                reason = "maxiter" if iterations.max() >= self.maxiter else "rounding"
-        if (norms <= tolerances).all():
-            reason = ""
-        return _Solved(X, iterations, norms, tolerances, reason)
-
-    def _iterate_scaled(
-        self,
-        system: System,
-        B: Tensor,
-        norms: np.ndarray,
-        tolerances: np.ndarray,
-        maxiter: int,
-        callback: Callback | None,
-    ) -> Correction:
-        """Iterate on columns of moderate size where squares might under- or overflow."""
-        if are_moderate(norms):
-            return self._iterate(system, B, tolerances, maxiter, callback)
-        largest = B.abs().amax(dim=0)
-        sizes = largest.double().cpu().numpy()
-
-        def show(X: Tensor) -> None:
-            if callback is not None:
-                callback(X * largest)
-
-        found = self._iterate(
-            system, B / largest, tolerances / sizes, maxiter, show if callback else None
-        )
-        return found._replace(
-            solution=found.solution * largest, residual_norms=found.residual_norms * sizes
+        size, units = column_sizes(B) if X0 is None else column_sizes(B, X0)
+        tolerances = np.maximum(self.rtol * b_norms, self.atol) / units
+        if X0 is not None:
+            X0 = divided(X0, size)
+            X0[:, torch.as_tensor(b_norms == 0, device=X0.device)] = 0
+        B = divided(B, size)
+        method = Method(self._iterate, self.solver, system, self.maxiter)
+        found = solve(method, B, X0, tolerances, self._watching(size))
+        X, norms, reason = found.X * size, found.norms, found.reason
+        again = divided(X, size)
+        if not torch.equal(again, found.X):  # some have left the range of the dtype
+            norms = column_norms(B - system.product(again))
+            norms, reason = np.nan_to_num(norms, nan=np.inf), reason or "range"
+        converged = norms <= tolerances
+        return _Solved(
+            solution=X,
+            iterations=found.iterations,
+            residual_norms=norms * units,
+            tolerances=tolerances * units,
+            converged=converged,
+            reason="" if converged.all() else reason,
         )
 
-    def _watching(self, X: Tensor, left: np.ndarray) -> Callback | None:
+    def _watching(self, size: Tensor) -> Callback | None:
         callback = self._callback
         if callback is None:
             return None
 
-        def show(D: Tensor) -> None:
-            iterate = X.clone()
-            add_columns(iterate, left, D)
+        def show(X: Tensor) -> None:
+            iterate = X * size
             callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
 
         return show
@@ -259,4 +173,5 @@ class _Solved(NamedTuple):
     iterations: np.ndarray
     residual_norms: np.ndarray
     tolerances: np.ndarray
+    converged: np.ndarray
     reason: str

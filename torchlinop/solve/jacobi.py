@@ -88,12 +88,12 @@ class JacobiPreconditioner(Preconditioner):
         num_matvecs = count("num_matvecs", num_matvecs)
         if not num_matvecs:
             raise ValueError("num_matvecs has to be at least 1.")
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         total = torch.zeros(A.shape[0], dtype=A.torch_dtype, device=A.device)
         for start in range(0, num_matvecs, _BLOCK):
             width = min(_BLOCK, num_matvecs - start)
-            signs = torch.randint(2, (width, A.shape[0]), generator=generator).T
-            z = (2 * signs - 1).to(A.device, A.torch_dtype)
+            signs = torch.randint(2, (width, A.shape[0]), generator=generator, device="cpu")
+            z = (2 * signs.T - 1).to(A.device, A.torch_dtype)
             total += (z * A._product(z)).sum(dim=1)
         diagonal = total.real / num_matvecs
         positive = diagonal > 0

@@ -21,13 +21,15 @@ from torchlinop.solve.arguments import (
 from torchlinop.solve.columns import (
     add_columns,
     column_norms,
+    column_sizes,
+    divided,
     require_finite_columns,
     require_finite_iteration,
     row,
     take,
 )
-from torchlinop.solve.inverse import Callback
 from torchlinop.solve.report import OnFailure, SolveReport, judge
+from torchlinop.solve.restart import Callback
 
 
 class LSMRInverseLinearOperator(TorchLinearOperator):
@@ -125,61 +127,60 @@ class LSMRInverseLinearOperator(TorchLinearOperator):
         A, adjoint = self.A, self._adjoint_A
         b_norms = column_norms(x)
         require_finite_columns(b_norms, "The right-hand side")
-        X0, R = self._start(x)
+        X0 = None if self._x0 is None else one_for_each_column(self._x0, x)
+        size, units = column_sizes(x) if X0 is None else column_sizes(x, X0)
+        B, b_norms = divided(x, size), b_norms / units
+        X0 = None if X0 is None else divided(X0, size)
         stops = _Stops(self.damp, self.atol, self.btol, self.conlim, self.maxiter)
-        found = lsmr(
-            A, adjoint, R, stops, b_norms=b_norms, X0=X0, callback=self._watching(X0)
-        )
-        offset = found.solution if X0 is None else found.solution.clone()
-        if X0 is not None:
-            found.solution.add_(X0)
-        R = x - A._product(found.solution)
+        rest = B if X0 is None else B - A._product(X0)
+        watching = self._watching(X0, size)
+        found = lsmr(A, adjoint, rest, stops, b_norms=b_norms, X0=X0, callback=watching)
+        exact = found.solution if X0 is None else found.solution.add_(X0)
+        solution = exact * size
+        X = divided(solution, size)  # as far as the dtype holds it
+        outside = not torch.equal(X, exact)
+        offset = X if X0 is None else X - X0
+        R = B - A._product(X)
         normal = column_norms(adjoint._product(R).sub_(offset, alpha=self.damp**2))
-        residual = np.hypot(column_norms(R), self.damp * column_norms(offset))
+        damped = self.damp * column_norms(offset) if self.damp else 0.0
+        residual = np.nan_to_num(np.hypot(column_norms(R), damped), nan=np.inf)
         # what rounding leaves of A^H r, whatever is asked for
         eps = torch.finfo(x.dtype).eps
-        floor = (
-            4 * eps * found.norms * (b_norms + found.norms * column_norms(found.solution))
-        )
-        normal_tolerances = np.maximum(self.atol * found.norms * residual, floor)
+        lengths = np.nan_to_num(column_norms(X))
+        floor = 4 * eps * found.norms * (b_norms + found.norms * lengths)
+        normal_goal = self.atol * found.norms * np.nan_to_num(residual, posinf=0)
+        normal_tolerances = np.maximum(normal_goal, floor)
         # the recurrences stopped it; true residuals have to agree but for a little drift
         right = (residual <= 2 * found.tolerances) | (normal <= 2 * normal_tolerances)
         converged = found.converged & right
         reason = found.reason
         if (found.converged & ~right).any() and not reason:
-            reason = "rounding"
+            reason = "range" if outside else "rounding"
         report = SolveReport(
             solver=self.solver,
             iterations=found.iterations,
-            residual_norms=residual,
-            tolerances=found.tolerances,
+            residual_norms=residual * units,
+            tolerances=found.tolerances * units,
             converged=converged,
             num_matvecs=found.num_matvecs + 2 * R.shape[1],
             reason=reason,
-            normal_residual_norms=normal,
-            normal_tolerances=normal_tolerances,
+            normal_residual_norms=np.nan_to_num(normal, nan=np.inf) * units,
+            normal_tolerances=normal_tolerances * units,
         )
         self.last_solve = report
-        judge(report, found.solution, self.on_failure)
-        return found.solution
+        judge(report, solution, self.on_failure)
+        return solution
 
-    def _watching(self, X0: Tensor | None) -> Callback | None:
+    def _watching(self, X0: Tensor | None, size: Tensor) -> Callback | None:
         callback = self._callback
         if callback is None:
             return None
 
         def show(D: Tensor) -> None:
-            iterate = D if X0 is None else D + X0
+            iterate = (D if X0 is None else D + X0) * size
             callback(iterate[:, 0] if iterate.shape[1] == 1 else iterate)
 
         return show
-
-    def _start(self, B: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the starting vectors and what is left to be solved for."""
-        if self._x0 is None:
-            return None, B
-        X0 = one_for_each_column(self._x0, B)
-        return X0, B - self.A._product(X0)
 
     def _adjoint(self) -> TorchLinearOperator:
         # the transposed pseudo-inverse solves the transposed problem with the same damp
@@ -248,7 +249,7 @@ def lsmr(
         "rho": one, "rhobar": one, "cbar": one, "sbar": zero,
         "betadd": beta, "betad": zero, "rhodold": one, "tautildeold": zero,
         "thetatilde": zero, "zeta": zero, "d": zero,
-        "normA2": alpha**2, "maxrbar": zero, "minrbar": np.full(size, np.inf),
+        "normA": alpha, "maxrbar": zero, "minrbar": np.full(size, np.inf),
     }  # fmt: skip
     # b = 0, or orthogonal to the range; or a start that is good enough
     converged[(s["zetabar"] == 0) | (beta <= tolerances)] = True
@@ -282,9 +283,10 @@ def lsmr(
         cbar, sbar, rhobar = _rotation(rhotemp, theta)
         zeta, zetabar = cbar * s["zetabar"], -sbar * s["zetabar"]
 
-        past = thetabar * rho * _reciprocal(s["rho"] * s["rhobar"])
+        # quotients first: products of two norms may leave the range of float64
+        past = thetabar * _reciprocal(s["rhobar"]) * (rho * _reciprocal(s["rho"]))
         hbar = h - hbar.mul_(row(past, h))
-        x.add_(hbar * row(zeta * _reciprocal(rho * rhobar), x))
+        x.add_(hbar * row(zeta * _reciprocal(rho) * _reciprocal(rhobar), x))
         h = v - h.mul_(row(theta * _reciprocal(rho), h))
 
         # norm of the residual of the damped problem
@@ -295,10 +297,10 @@ def lsmr(
         betad = -stilde * s["betad"] + ctilde * betahat
         tautilde = (s["zeta"] - s["thetatilde"] * s["tautildeold"]) * _reciprocal(rhotilde)
         taud = (zeta - thetatilde * tautilde) * _reciprocal(rhod)
-        d = s["d"] + betacheck**2
-        r_norm = np.sqrt(d + (betad - taud) ** 2 + betadd**2)
+        d = np.hypot(s["d"], betacheck)
+        r_norm = np.hypot(np.hypot(d, betad - taud), betadd)
 
-        normA = np.sqrt(s["normA2"] + beta**2)
+        normA = np.hypot(s["normA"], beta)
         maxrbar = np.maximum(s["maxrbar"], s["rhobar"]) if k > 1 else s["maxrbar"]
         minrbar = np.minimum(s["minrbar"], s["rhobar"]) if k > 1 else s["minrbar"]
         condition = np.maximum(maxrbar, rhotemp) * _reciprocal(np.minimum(minrbar, rhotemp))
@@ -307,7 +309,7 @@ def lsmr(
             "b_norm": s["b_norm"], "rho": rho, "rhobar": rhobar, "cbar": cbar,
             "sbar": sbar, "betadd": betadd, "betad": betad, "rhodold": rhod,
             "tautildeold": tautilde, "thetatilde": thetatilde, "zeta": zeta, "d": d,
-            "normA2": normA**2 + alpha**2, "maxrbar": maxrbar, "minrbar": minrbar,
+            "normA": np.hypot(normA, alpha), "maxrbar": maxrbar, "minrbar": minrbar,
         }  # fmt: skip
         iterations[active] = k
         if callback is not None:

@@ -14,7 +14,9 @@ from torchlinop.solve.columns import (
     row,
     take,
 )
-from torchlinop.solve.inverse import Callback, Correction, KrylovInverse
+from torchlinop.solve.inverse import KrylovInverse
+from torchlinop.solve.preconditioner import refuse_preconditioner
+from torchlinop.solve.restart import Callback, Correction
 from torchlinop.solve.system import System
 
 
@@ -76,7 +78,7 @@ def minres(
     maxiter: int,
     callback: Callback | None = None,
 ) -> Correction:
-    """Solve for all columns at once; see :meth:`KrylovInverse._iterate`.
+    """Solve for all columns at once; see :class:`Iteration`.
 
     Vectors are blocks with a column for each right-hand side, scalars arrays ``(K,)``.
     """
@@ -90,12 +92,11 @@ def minres(
     r = v.clone() if system.preconditioned else v
     z = system.precondition(v)
     gamma = _lengths(v, z, system)
-    if (empty := (gamma == 0) & (norms > tolerances)).any():
-        _refuse(float(gamma[empty][0]))
+    empty = (gamma == 0) & (norms > tolerances)
     gamma_old = np.ones_like(gamma)
     eta = gamma.copy()
     c, c_old, s, s_old = (f(len(norms)) for f in (np.ones, np.ones, np.zeros, np.zeros))
-    reason, k = "", 0
+    reason, k = "preconditioner" if empty.any() else "", 0
     finished = (norms <= tolerances) | (gamma == 0)
     while k < maxiter:
         if finished.any():
@@ -120,7 +121,7 @@ def minres(
         z_new = system.precondition(v_new)
         gamma_new = _lengths(v_new, z_new, system)
         require_finite_iteration(delta + gamma_new, "MINRES", k)
-        size = np.sqrt(delta**2 + gamma_new**2 + gamma**2 * (k > 1))
+        size = np.hypot(np.hypot(delta, gamma_new), gamma * (k > 1))
         rounding = 10 * system.eps * size
         gamma_new[gamma_new < rounding / 10] = 0  # the Krylov space is exhausted
 
@@ -165,14 +166,6 @@ def _lengths(v: Tensor, z: Tensor, system: System) -> np.ndarray:
     if not system.preconditioned:
         return column_norms(v)
     dots = column_dots(v, z)
-    if (dots < 0).any():
-        _refuse(dots.min())
-    return np.sqrt(dots)
-
-
-def _refuse(dot: float) -> None:
-    raise np.linalg.LinAlgError(
-        f"The preconditioner M is not positive definite: v^H M v = {dot:.3e} for a vector "
-        "v that is not zero. MINRES needs a positive definite M also for an indefinite "
-        "matrix, for instance one made from absolute values."
-    )
+    if not (dots >= 0).all():
+        refuse_preconditioner(dots, v, system)
+    return np.sqrt(np.maximum(dots, 0))

@@ -23,6 +23,8 @@ from torchlinop.solve.cg import refuse_indefinite
 from torchlinop.solve.columns import (
     column_dots,
     column_norms,
+    column_sizes,
+    divided,
     require_finite_columns,
     require_finite_iteration,
     row,
@@ -111,13 +113,9 @@ def multishift_cg(
     if split:
         block = torch.cat([block.real, block.imag], dim=1)
     block = block.to(A.torch_dtype)
-    # columns of moderate size, so that squares neither underflow nor overflow
-    sizes = block.abs().amax(dim=0) if len(block) else block.real.sum(dim=0)
-    sizes = torch.where(sizes > 0, sizes, 1)
-    X, report = _solve(
-        A, block / sizes, sizes.double().cpu().numpy(), sigma, rtol, atol, maxiter
-    )
-    X = X.mul_(sizes)
+    require_finite_columns(column_norms(block), "The right-hand side")
+    sizes, units = column_sizes(block)
+    X, report = _solve(A, block, sizes, units, sigma, rtol, atol, maxiter)
     judge(report, X.movedim(0, 1).flatten(1), on_failure)
     if split:
         X = torch.complex(*X.chunk(2, dim=2))
@@ -127,7 +125,8 @@ def multishift_cg(
 def _solve(
     A: TorchLinearOperator,
     B: Tensor,
-    sizes: np.ndarray,
+    sizes: Tensor,
+    units: np.ndarray,
     sigma: np.ndarray,
     rtol: float,
     atol: float,
@@ -136,16 +135,17 @@ def _solve(
     """Iterate on the smallest shift and carry the others along.
 
     The residual of another shift is ``zeta`` times that of the smallest; scalars are
-    arrays ``(S, K)``.
+    arrays ``(S, K)``. Right-hand sides are in units of their sizes.
     """
+    B = divided(B, sizes)
     base = float(sigma.min())
     tau = (sigma - base)[:, None]
     system = System(A, base)
     b_norms = column_norms(B)
-    require_finite_columns(b_norms, "The right-hand side")
     tolerances = np.broadcast_to(
-        np.maximum(rtol * b_norms, atol / sizes), (len(sigma), len(b_norms))
+        np.maximum(rtol * b_norms, atol / units), (len(sigma), len(b_norms))
     )
+    goal = np.maximum(tolerances, system.eps * b_norms)  # the recurrences shrink for ever
     X = B.new_zeros(len(sigma), *B.shape)
     P = B.expand(X.shape).clone()
     r, p = B.clone(), B.clone()
@@ -155,8 +155,9 @@ def _solve(
     norms = np.broadcast_to(b_norms, tolerances.shape).copy()
     iterations = np.zeros(tolerances.shape, dtype=int)
     norm, reason, k = 0.0, "", 0
+    tiny = np.finfo(float).tiny
     while True:
-        going = norms > tolerances
+        going = norms > goal
         columns = going.any(axis=0)
         if not columns.any():
             break
@@ -166,13 +167,11 @@ def _solve(
         q = system.product(p)
         curvature = column_dots(p, q)
         require_finite_iteration(curvature, "Multi-shift CG", k + 1)
-        norm = max(
-            norm, float((column_norms(q) / np.maximum(column_norms(p), 1e-300)).max())
-        )
+        norm = max(norm, float((column_norms(q) / np.maximum(column_norms(p), tiny)).max()))
         flat = columns & ~(curvature > 0)
         if flat.any():
             worst = int(np.flatnonzero(flat)[0])
-            refuse_indefinite(p[:, worst], curvature[worst], system)
+            refuse_indefinite(p[:, worst], system)
             reason = "singular"
             break
         k += 1
@@ -198,28 +197,34 @@ def _solve(
         iterations[going] = k
         zeta_old, zeta = np.where(going, zeta, zeta_old), zeta_new
         alpha_old, beta_old, rr = alpha, beta, rr_new
+    # the recurrences and the true residuals may have parted
     lengths = np.array([column_norms(x) for x in X])
     gap = system.eps * norm * lengths
-    doubtful = np.flatnonzero(
-        ((gap > 0.5 * tolerances) & (norms <= tolerances)).any(axis=1)
-    )
-    for i in doubtful:  # the recurrences and the true residuals may have parted
-        residual = B - system.product(X[i]) - float(tau[i, 0]) * X[i]
-        norms[i] = column_norms(residual)
+    doubtful = (gap > 0.5 * tolerances) & (norms <= goal)
+    returned = X * sizes
+    back = divided(returned, sizes)
+    outside = (back != X).any(dim=1).cpu().numpy()  # of the range of the dtype
+    for i in np.flatnonzero((doubtful | outside).any(axis=1)):
+        residual = B - system.product(back[i]) - float(tau[i, 0]) * back[i]
+        norms[i] = np.nan_to_num(column_norms(residual), nan=np.inf)
         if (norms[i] > tolerances[i]).any():
-            reason = reason or "rounding"
+            reason = reason or ("range" if outside[i].any() else "rounding")
+    converged = norms <= tolerances
+    if not converged.all():
+        reason = reason or "rounding"
     report = SolveReport(
         solver="Multi-shift CG",
         iterations=iterations.reshape(-1),
-        residual_norms=(norms * sizes).reshape(-1),
-        tolerances=(tolerances * sizes).reshape(-1),
-        converged=(norms <= tolerances).reshape(-1),
+        residual_norms=(norms * units).reshape(-1),
+        tolerances=(tolerances * units).reshape(-1),
+        converged=converged.reshape(-1),
         num_matvecs=system.num_matvecs,
         reason=reason,
     )
-    return X, report
+    return returned, report
 
 
 def _grid(coefficients: np.ndarray, like: Tensor) -> Tensor:
     """Coefficients ``(S, K)`` for products with ``(S, N, K)`` tensors."""
-    return torch.as_tensor(coefficients).to(like.device, like.dtype).unsqueeze(1)
+    grid = torch.as_tensor(coefficients, dtype=like.dtype, device=like.device)
+    return grid.unsqueeze(1)

@@ -12,6 +12,7 @@ from torchlinop._operator import TorchLinearOperator
 from torchlinop.solve.arguments import at_least_zero, count, square_operator
 from torchlinop.solve.preconditioner import Preconditioner
 from torchlinop.solve.report import NegativeCurvatureError
+from torchlinop.solve.system import random_rows
 
 #: rank with which the search for a rank begins
 _FIRST_RANK = 10
@@ -152,7 +153,7 @@ class _Sketch:
 
     def __init__(self, A: TorchLinearOperator, seed: int) -> None:
         self._A = A
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         n = A.shape[0]
         self._omega = torch.zeros(n, 0, dtype=A.torch_dtype, device=A.device)
         self._image = self._omega.clone()
@@ -162,8 +163,7 @@ class _Sketch:
         """Multiply as many vectors as are missing."""
         A, omega = self._A, self._omega
         added = width - omega.shape[1]
-        new = torch.randn(added, A.shape[0], generator=self._generator, dtype=torch.float64)
-        new = new.T.to(A.device, A.torch_dtype)
+        new = random_rows(added, A, self._generator).T
         for _ in range(2):
             new = torch.linalg.qr(new - omega @ (omega.mH @ new))[0]
         self._omega = torch.cat([omega, new], dim=1)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Self
 
+import numpy as np
+from torch import Tensor
+
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop.solve.columns import column_norms, require_finite_columns
+from torchlinop.solve.system import System
+
+#: rounding errors of r^H M r for unit vectors r, in units of eps |M|
+_NOISE = 30
 
 
 class Preconditioner(TorchLinearOperator):
@@ -54,3 +62,25 @@ def moved(M: Any, change: float) -> Any:
     if isinstance(M, Preconditioner) and M.damping + change > 0:
         return M.with_damping(M.damping + change)
     return M
+
+
+def refuse_preconditioner(dots: np.ndarray, R: Tensor, system: System) -> None:
+    """Raise if some ``r^H M r`` is negative beyond rounding.
+
+    Parameters
+    ----------
+    dots
+        ``r^H M r``, of which some are not positive.
+    R
+        Vectors ``r``, shape ``(N, K)``.
+    """
+    require_finite_columns(dots, "The product with the preconditioner M")
+    norms = column_norms(R)
+    norms = np.where(norms > 0, norms, 1)
+    relative = dots / norms / norms
+    if relative.min() < -_NOISE * system.eps * system.preconditioner_norm():
+        raise np.linalg.LinAlgError(
+            "The preconditioner M is not positive definite: for a vector r of length 1, "
+            f"r^H M r = {relative.min():.3e}. Pass a positive definite approximation of "
+            "the inverse of A; for an indefinite A one made from absolute values."
+        )

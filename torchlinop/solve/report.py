@@ -79,7 +79,7 @@ class SolveReport:
         Vectors that were multiplied with the matrix (and with its adjoint).
     reason : str
         Why columns did not converge: empty, ``"maxiter"``, ``"singular"``,
-        ``"rounding"`` or ``"conlim"``.
+        ``"rounding"``, ``"range"``, ``"preconditioner"`` or ``"conlim"``.
     normal_residual_norms, normal_tolerances : numpy.ndarray or None
         For a least-squares problem: 2-norms of ``A^H (b - A x) - damp^2 x``, and what they
         were to reach. Either residual converges a column.
@@ -133,6 +133,14 @@ _ADVICE = {
     "rounding": (
         "Rounding errors keep the residual there: accept a larger rtol, add damping, or "
         "compute in float64."
+    ),
+    "range": (
+        "Entries of the solution are too large or too small for its dtype: scale the "
+        "right-hand side, or compute in float64."
+    ),
+    "preconditioner": (
+        "The preconditioner M is singular to working precision, so it hides what is left "
+        "of the residual: pass a positive definite one."
     ),
     "conlim": ("The condition number exceeds conlim: add damping (damp), or raise conlim."),
 }
