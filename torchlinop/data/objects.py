@@ -73,7 +73,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Return the attributes of an object of the user's own, or of another library's."""
-    if type(value).__module__.partition(".")[0] in sys.stdlib_module_names:
+    if _is_pythons(type(value)):
         return {}
     found = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:
@@ -86,6 +86,12 @@ def _attributes(value: Any) -> dict[str, Any]:
             with contextlib.suppress(AttributeError):  # an empty slot
                 found[name] = object.__getattribute__(value, name)
     return found
+
+
+def _is_pythons(kind: type) -> bool:
+    """Whether a class, with all above it, is Python's own."""
+    roots = (cls.__module__.partition(".")[0] for cls in kind.__mro__)
+    return all(root in sys.stdlib_module_names for root in roots)
 
 
 # --------------------------------------------------------------------------- moving
@@ -203,8 +209,7 @@ def hiding(value: Any) -> Iterator[type]:
         for part in value.values() if isinstance(value, dict) else value:
             yield from hiding(part)
         return
-    library = type(value).__module__.partition(".")[0]
-    known = library in sys.stdlib_module_names or library == "torch"
+    known = type(value).__module__ == "torch" or _is_pythons(type(value))
     if not known and not tensors_of(value):
         yield type(value)
 
