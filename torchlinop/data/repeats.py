@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from torchlinop.data.digests import Content, total, total_of_batches
 from torchlinop.data.seeds import RandomState
@@ -68,8 +68,7 @@ def index_order(data: Any, *, check: bool) -> bool | None:
     other = next((drawn for drawn in others if drawn != first), first)
     if check and Counter(_flat(first)) != Counter(_flat(other)):
         raise ValueError(_drawn_differently(data))
-    random = isinstance(data.sampler, RandomSampler) and len(data.sampler) > 1
-    return random or other != first
+    return other != first
 
 
 def compare(data: Any, first: list[Content], shuffles: bool | None, read: Read) -> Repeats:
