@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import threading
 from collections import UserDict, deque, namedtuple
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
@@ -211,6 +212,17 @@ def test_number_of_samples():
         surveyed([(X, Y)], batch_size=lambda X: "many")
     with pytest.raises(TypeError, match=r"holds no tensor\. Pass batch_size="):
         surveyed([("text", Y)])
+
+
+def test_an_object_without_tensors_is_not_copied():
+    class Settings:
+        def __init__(self):
+            self.lock = threading.Lock()  # cannot be copied
+
+    settings = Settings()
+    there = moved({"x": X, "settings": settings}, META)
+    assert there["settings"] is settings
+    assert there["x"].device == META
 
 
 def test_an_object_that_cannot_be_copied():

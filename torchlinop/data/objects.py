@@ -145,7 +145,7 @@ class _Rebuild:
             return self._sent(value, self._device)
         if parts is None:
             return self._replace(value)
-        return self._copied(value)
+        return self._copied(value) if tensors_of(value) else value
 
     def _sent(self, value: Any, device: torch.device) -> Any:
         private = _Rebuild(lambda leaf: leaf).of(value)
@@ -227,10 +227,15 @@ def warn_of_hiding(kind: type) -> None:
 
 
 class SameObjects:
-    """Equal to the parts of another object if these are the very same."""
+    """Equal to another list of items whose parts are the very same."""
 
-    def __init__(self, value: Any) -> None:
-        self._parts = list(leaves(value))
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._parts: list[Any] = []
+        for item in items:
+            if type(item) is tuple and all(type(part) is Tensor for part in item):
+                self._parts.append(item)  # nothing in it can be replaced
+            else:
+                self._parts += leaves(item)
 
     def __eq__(self, other: object) -> bool:
         return (
