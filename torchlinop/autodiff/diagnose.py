@@ -286,12 +286,13 @@ def _failure(call: _Call) -> _Failure | None:
 
 def custom_functions(outputs: Sequence[Tensor]) -> list[str]:
     """Names of the user-written autograd.Functions in the graph, without torch's own."""
-    return [
-        kind.__name__
-        for kind in _functions(_nodes(_edges(list(outputs))))
-        if not kind.__module__.startswith("torch.")
-        or kind.__module__ == "torch._functorch.autograd_function"  # a user's, in vmap
-    ]
+    with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
+        return [
+            kind.__name__
+            for kind in _functions(_nodes(_edges(list(outputs))))
+            if not kind.__module__.startswith("torch.")
+            or kind.__module__ == "torch._functorch.autograd_function"  # a user's, in vmap
+        ]
 
 
 def require_twice_differentiable(outputs: Sequence[Tensor]) -> None:

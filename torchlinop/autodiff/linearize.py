@@ -174,6 +174,11 @@ def retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor] = ()) ->
     Counts what every node saved for its backward pass, except the storages of
     ``exclude`` (parameters and data, which live anyway).
     """
+    with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
+        return _retained_bytes(tensors, exclude)
+
+
+def _retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor]) -> int:
     seen: set[int] = set()
     for t in exclude:
         _count(t, seen)

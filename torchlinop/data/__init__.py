@@ -2,6 +2,6 @@
 
 from torchlinop.data.batches import Batch
 from torchlinop.data.passes import DataChangedError, DataSource, Survey
-from torchlinop.data.seeds import preserved_random_state
+from torchlinop.data.seeds import RandomState
 
-__all__ = ["Batch", "DataChangedError", "DataSource", "Survey", "preserved_random_state"]
+__all__ = ["Batch", "DataChangedError", "DataSource", "RandomState", "Survey"]

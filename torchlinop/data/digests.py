@@ -21,7 +21,7 @@ from torchlinop.data.objects import plain_values
 
 #: words of a row that are hashed with one table of keys
 _WORDS = 1024
-#: words at a time, so that the temporaries stay in the cache
+#: words at a time, so that the temporaries are small
 _BLOCK = 1 << 16
 _SEED = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX = (0xFF51AFD7ED558CCD - (1 << 64), 0xC4CEB9FE1A85EC53 - (1 << 64))
@@ -141,11 +141,14 @@ def _hash(words: Tensor) -> Tensor:
         return _hash(torch.cat(chunks, dim=1))
     keys = _keys(words.device)[:width]
     step = max(1, _BLOCK // max(width, 1))
-    sums = [
-        # the high half onto the low one: a product forgets the high bits of its factor
-        ((part ^ _shifted(part, 32)) * keys).sum(dim=1)
-        for part in words.split(step)
-    ]
+    sums = []
+    for part in words.split(step):
+        # the high half onto the low one: of factors that are zero but for high bits, a
+        # product has high bits only
+        folded = _shifted(part, 32)
+        folded ^= part
+        folded *= keys
+        sums.append(folded.sum(dim=1))
     return _mixed(torch.cat(sums) + width)
 
 
@@ -170,7 +173,9 @@ def _mixed_number(number: int) -> int:
 
 def _shifted(h: Tensor, by: int) -> Tensor:
     """Shift to the right as if there was no sign."""
-    return (h >> by) & ((1 << (64 - by)) - 1)
+    shifted = h >> by
+    shifted &= (1 << (64 - by)) - 1
+    return shifted
 
 
 def _resolved(tensor: Tensor) -> Tensor:

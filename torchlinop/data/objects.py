@@ -73,7 +73,7 @@ def _parts(value: Any) -> Iterable[Any] | None:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """Return the attributes of an object of the user's own, or of another library's."""
-    if type(value).__module__.partition(".")[0] in sys.stdlib_module_names:
+    if _is_pythons(type(value)):
         return {}
     found = dict(getattr(value, "__dict__", {}))
     for cls in type(value).__mro__:
@@ -86,6 +86,12 @@ def _attributes(value: Any) -> dict[str, Any]:
             with contextlib.suppress(AttributeError):  # an empty slot
                 found[name] = object.__getattribute__(value, name)
     return found
+
+
+def _is_pythons(kind: type) -> bool:
+    """Whether a class, with all above it, is Python's own."""
+    roots = (cls.__module__.partition(".")[0] for cls in kind.__mro__)
+    return all(root in sys.stdlib_module_names for root in roots)
 
 
 # --------------------------------------------------------------------------- moving
@@ -139,7 +145,7 @@ class _Rebuild:
             return self._sent(value, self._device)
         if parts is None:
             return self._replace(value)
-        return self._copied(value)
+        return self._copied(value) if tensors_of(value) else value
 
     def _sent(self, value: Any, device: torch.device) -> Any:
         private = _Rebuild(lambda leaf: leaf).of(value)
@@ -203,8 +209,7 @@ def hiding(value: Any) -> Iterator[type]:
         for part in value.values() if isinstance(value, dict) else value:
             yield from hiding(part)
         return
-    library = type(value).__module__.partition(".")[0]
-    known = library in sys.stdlib_module_names or library == "torch"
+    known = type(value).__module__ == "torch" or _is_pythons(type(value))
     if not known and not tensors_of(value):
         yield type(value)
 
@@ -222,10 +227,15 @@ def warn_of_hiding(kind: type) -> None:
 
 
 class SameObjects:
-    """Equal to the parts of another object if these are the very same."""
+    """Equal to another list of items whose parts are the very same."""
 
-    def __init__(self, value: Any) -> None:
-        self._parts = list(leaves(value))
+    def __init__(self, items: Iterable[Any]) -> None:
+        self._parts: list[Any] = []
+        for item in items:
+            if type(item) is tuple and all(type(part) is Tensor for part in item):
+                self._parts.append(item)  # nothing in it can be replaced
+            else:
+                self._parts += leaves(item)
 
     def __eq__(self, other: object) -> bool:
         return (

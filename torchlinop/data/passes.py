@@ -211,7 +211,7 @@ class DataSource:
     def _batches(
         self, data: Iterable[Any], seed: int, *, progressbar: bool = False
     ) -> Generator[Batch]:
-        items: Iterable[Any] = seeded_pass(data, seed)
+        items = data if self.lasts else seeded_pass(data, seed)
         if progressbar:
             items = tqdm(items, total=self.num_batches or None, desc="batches")
         for position, item in enumerate(items):

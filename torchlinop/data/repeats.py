@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from torchlinop.data.digests import Content, total, total_of_batches
-from torchlinop.data.seeds import loader_generators, seeded
+from torchlinop.data.seeds import RandomState
 
 #: two orders of up to so many entries may be the same by chance
 _FEW = 20
@@ -68,8 +68,7 @@ def index_order(data: Any, *, check: bool) -> bool | None:
     other = next((drawn for drawn in others if drawn != first), first)
     if check and Counter(_flat(first)) != Counter(_flat(other)):
         raise ValueError(_drawn_differently(data))
-    random = isinstance(data.sampler, RandomSampler) and len(data.sampler) > 1
-    return random or other != first
+    return other != first
 
 
 def compare(data: Any, first: list[Content], shuffles: bool | None, read: Read) -> Repeats:
@@ -186,7 +185,7 @@ def _draws(
     loader: DataLoader, seed: int, sampler: Iterable[Any] | None = None
 ) -> list[Any]:
     """Return the indices that a loader, or one of its samplers, draws from a seed."""
-    with seeded(seed, loader_generators(loader)):
+    with RandomState(seed, loader).in_force():
         drawn = _index_sampler(loader) if sampler is None else sampler
         return [_index(entry) for entry in drawn]
 
@@ -209,7 +208,7 @@ def _flat(entries: list[Any]) -> Iterator[Any]:
 
 def _in_one_order(loader: DataLoader) -> DataLoader:
     """Return a loader of the same batches that reads the same indices in every pass."""
-    with seeded(2, loader_generators(loader)):
+    with RandomState(2, loader).in_force():
         indices = list(_index_sampler(loader))
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,

@@ -17,52 +17,81 @@ import torch
 from torch.utils.data import DataLoader
 
 
-@contextlib.contextmanager
-def preserved_random_state(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Give the global random states back as they were, and those of ``generators``.
+class RandomState:
+    """A state of all random generators, to be put in place of the user's for a while.
 
-    Global are those of Python, NumPy and torch, on the CPU and on every GPU in use.
+    These are the global ones of Python, NumPy and torch, on the CPU and on every GPU in
+    use, and those that were given to a DataLoader and its samplers.
+
+    Parameters
+    ----------
+    seed
+        Where it starts.
+    data
+        Perhaps a DataLoader.
     """
-    generators = list(generators)
-    state = _state(generators)
-    try:
-        yield
-    finally:
-        _restore(generators, state)
 
-
-@contextlib.contextmanager
-def seeded(seed: int, generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Seed what :func:`preserved_random_state` gives back."""
-    generators = list(generators)
-    with preserved_random_state(generators):
-        random.seed(seed)
-        np.random.seed(seed)
-        for generator in (torch.default_generator, *generators):
-            generator.manual_seed(seed)
+    def __init__(self, seed: int, data: Any = None) -> None:
+        self._generators = [torch.default_generator, *_generators_of(data)]
         if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(seed)
-        yield
+            self._generators += torch.cuda.default_generators
+        users = _States(self._generators)
+        random.seed(seed)
+        for generator in self._generators:
+            generator.manual_seed(seed)
+        self._own = _States(self._generators)
+        users.restore()
+        # NumPy's generator is exchanged: to copy its state takes 100 microseconds
+        self._numpy: Any = np.random.MT19937(seed)
+        state: Any = np.random.get_state(legacy=False)
+        self._normal = state["gauss"] if state["has_gauss"] else None
+
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Let this state be the global one; it goes on from where it was left."""
+        users = _States(self._generators)
+        numpy = np.random.mtrand.get_bit_generator()
+        try:
+            self._own.restore()
+            np.random.mtrand.set_bit_generator(self._numpy)
+            yield
+        finally:
+            self._own = _States(self._generators)
+            users.restore()
+            np.random.mtrand.set_bit_generator(numpy)
+            if self._normal is not None:  # the second of a pair, which NumPy keeps
+                state: Any = np.random.get_state(legacy=False)
+                np.random.set_state({**state, "has_gauss": 1, "gauss": self._normal})
+
+
+class _States:
+    """The states of Python's generator and some of torch's."""
+
+    def __init__(self, generators: list[torch.Generator]) -> None:
+        self._python = random.getstate()
+        self._torch = [(generator, generator.get_state()) for generator in generators]
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        for generator, state in self._torch:
+            generator.set_state(state)
 
 
 def seeded_pass(data: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Yield the items of ``data``, drawn from a random state that starts at ``seed``."""
-    generators = loader_generators(data)
-    with seeded(seed, generators):
+    """Yield the items of ``data``, made in a random state that starts at ``seed``."""
+    state = RandomState(seed, data)
+    with state.in_force():
         iterator = iter(data)
-        state = _state(generators)
     while True:
-        with preserved_random_state(generators):
-            _restore(generators, state)
+        with state.in_force():
             try:
                 item = next(iterator)
             except StopIteration:
                 return
-            state = _state(generators)
         yield item
 
 
-def loader_generators(data: Any) -> list[torch.Generator]:
+def _generators_of(data: Any) -> list[torch.Generator]:
     """Return the generators that the user gave to a DataLoader and its samplers."""
     if not isinstance(data, DataLoader):
         return []
@@ -70,25 +99,3 @@ def loader_generators(data: Any) -> list[torch.Generator]:
     owners = (data, data.sampler, data.batch_sampler, inner)
     found = [getattr(owner, "generator", None) for owner in owners]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-def _state(generators: list[torch.Generator]) -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return (
-        random.getstate(),
-        np.random.get_state(legacy=False),
-        torch.get_rng_state(),
-        cuda,
-        [generator.get_state() for generator in generators],
-    )
-
-
-def _restore(generators: list[torch.Generator], state: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda, own = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    for index, values in enumerate(cuda):
-        torch.cuda.set_rng_state(values, index)
-    for generator, values in zip(generators, own, strict=True):
-        generator.set_state(values)

@@ -17,8 +17,8 @@ class Options:
     Parameters
     ----------
     batch_size
-        Function from an ``X`` to its number of samples. Default: the first dimension of
-        the first tensor in ``X``.
+        Function from an ``X`` to its number of samples. Default: ``X.num_graphs`` where
+        there is one, and the first dimension of the first tensor in ``X`` otherwise.
     cache
         ``"auto"`` keeps linearizations of batches while they fit the memory budget and
         computes the others anew in each product; ``True`` keeps all, ``False`` none.
@@ -27,7 +27,8 @@ class Options:
     check_deterministic
         Refuse what has no fixed matrix: modules that are random or depend on the rest of
         the batch (dropout and batch norm in training mode), a model or loss that gives
-        two results for one batch, data of which two passes yield different samples.
+        two results for one batch, data of which two passes yield different samples. A
+        loader is read twice for it.
     check_derivatives
         Compare one product with finite differences where the model calls an
         ``autograd.Function`` of the user's own, whose second derivative may be wrong

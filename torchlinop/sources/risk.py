@@ -43,8 +43,9 @@ class EmpiricalRisk:
         The model's parameters to differentiate with respect to: a list of tensors
         (``model.parameters()`` or a part of it) or a dict by name.
     data
-        A re-iterable of ``(X, y)``: a list or a DataLoader. ``X`` goes to the model as
-        it is; tensors in it are moved to the parameters' device.
+        A re-iterable of ``(X, y)``: a list or a DataLoader, in any order. ``X`` may be any
+        object; the model gets it as it is, in a copy whose tensors are on the parameters'
+        device.
     reduction
         For a callable loss: ``"mean"`` (over the batch's samples) or ``"sum"``.
     **options

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypedDict
 
-import torch
-
 import torchlinop
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.data.seeds import seeded_pass
 
 #: curvlinops' default seed
 _SEED = 2147483647
@@ -31,8 +30,7 @@ def _options(
     """Translate the arguments; compare the number of samples claimed with the data."""
     if num_data is not None:
         count = batch_size_fn or (lambda X: int(X.shape[0]))
-        with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed
-            found = sum(count(X) for X, _ in data)
+        found = sum(count(X) for X, _ in seeded_pass(data, 0))
         if found != num_data:
             raise ValueError(f"num_data={num_data}, but the data holds {found} samples.")
     return {
