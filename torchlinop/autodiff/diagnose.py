@@ -311,7 +311,8 @@ def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
     Differentiating their gradient again gives no error in PyTorch when only parameters
     are asked for: the term is silently missing.
     """
-    return _once_differentiable(_nodes(_edges(list(outputs))))
+    with torch._C.DisableTorchFunction():
+        return _once_differentiable(_nodes(_edges(list(outputs))))
 
 
 def _once_differentiable(nodes: Iterable[Any]) -> list[str]:
