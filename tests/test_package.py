@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ ROOT = Path(torchlinop.__file__).parent
 #: lower layers first; a module imports from lower layers, or from its own
 LAYERS = [
     ["_typing"],
-    ["_watch", "_interchange", "_space", "autodiff", "data"],
-    ["_operator", "_kept"],
+    ["_dtypes", "_cupy", "_watch", "_interchange", "_space", "autodiff", "data"],
+    ["_door", "_algebra", "_foreign", "_operator", "_kept"],
     ["structured", "risk"],
     ["curvature", "solve"],
     ["examples", "verify"],
@@ -71,6 +72,23 @@ def test_imports_go_down(path, parts):
         assert _layer(name) <= _layer(parts[0]), f"{path} imports {name}"
         assert (parts[0], name) not in STRANGERS
         assert (name, parts[0]) not in STRANGERS
+
+
+def test_no_import_cycles():
+    graph = {}
+    for path, parts in _modules():
+        own = ".".join(("torchlinop", *parts)).removesuffix(".__init__")
+        graph[own] = imported = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported |= {f"{node.module}.{a.name}" for a in node.names} | {node.module}
+    # the package itself is what everybody imports first
+    own_modules = graph.keys() - {"torchlinop"}
+    graphlib.TopologicalSorter(
+        {name: graph[name] & own_modules for name in own_modules}
+    ).prepare()
 
 
 @pytest.mark.parametrize(("path", "parts"), _modules(), ids=lambda p: str(p)[-40:])
