@@ -30,14 +30,23 @@ def numpy_dtype(dtype: torch.dtype) -> np.dtype:
 def torch_dtype(dtype: np.dtype) -> torch.dtype:
     """Torch's name for a NumPy dtype in which operators can compute.
 
-    Integers and booleans become float64, half precision float32.
+    Integers and booleans become float64, half precision float32; byte order is no
+    precision.
     """
-    dtype = np.dtype(dtype)
+    dtype = np.dtype(dtype).newbyteorder("=")
     if dtype in NUMPY_TO_TORCH:
         return NUMPY_TO_TORCH[dtype]
     if dtype.kind == "c":
         return torch.complex128
     return torch.float32 if dtype == np.float16 else torch.float64
+
+
+def promoted(dtype: torch.dtype, other: torch.dtype) -> torch.dtype:
+    """Return the dtype of a product of an operator of ``dtype`` with a tensor."""
+    if other in TORCH_TO_NUMPY:
+        return torch.promote_types(dtype, other)
+    # what is no wider than float32 changes nothing; torch refuses to promote some of it
+    return dtype.to_complex() if other.is_complex else dtype
 
 
 def is_scalar(x: Any) -> bool:

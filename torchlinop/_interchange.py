@@ -17,7 +17,7 @@ from scipy import sparse
 from torch import Tensor
 
 from torchlinop._cupy import is_cupy_array, to_cupy, view_of_cupy
-from torchlinop._dtypes import TORCH_TO_NUMPY, torch_dtype
+from torchlinop._dtypes import TORCH_TO_NUMPY, promoted, torch_dtype
 from torchlinop._typing import Array
 
 #: host-device copies of at least this many bytes go through pinned memory
@@ -229,7 +229,7 @@ def _from_torch(x: Tensor, device: torch.device, dtype: torch.dtype) -> Imported
         raise TypeError(f"Got a tensor of {x.dtype}. Pass x.dequantize().")
     _check_device(x, device, "tensor")
     origin = x.device
-    result = torch.promote_types(dtype, x.dtype)
+    result = promoted(dtype, x.dtype)
     target = dtype.to_complex() if x.dtype.is_complex else dtype
     tensor = x.detach().to(device, target)
     if tensor.is_inference():
@@ -295,7 +295,7 @@ def _from_dlpack(x: Array, device: torch.device, dtype: torch.dtype) -> Imported
     tensor = _copy_through_dlpack(x)
     _check_device(tensor, device, type(x).__name__)
     origin = tensor.device
-    result = torch.promote_types(dtype, tensor.dtype)
+    result = promoted(dtype, tensor.dtype)
     target = dtype.to_complex() if tensor.dtype.is_complex else dtype
     namespace = _namespace(x)
 
