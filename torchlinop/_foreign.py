@@ -54,32 +54,42 @@ class OnHost:
         Where vectors come from; on a GPU every product copies them to the host and back.
     """
 
-    def __init__(self, operator: Any, device: torch.device) -> None:
+    def __init__(
+        self, operator: Any, device: torch.device, *, adjoint: bool = False
+    ) -> None:
         wrapped = _as_scipy(operator)
-        self.shape, self.device = wrapped.shape, device
+        self.shape = wrapped.shape[::-1] if adjoint else wrapped.shape
         self.dtype = torch_dtype(
             np.dtype(float) if wrapped.dtype is None else wrapped.dtype
         )
+        self.device = device
         self.args = (wrapped,)
+        self._is_adjoint = adjoint
 
     def apply(self, x: Tensor) -> Tensor:
+        (A,) = self.args
+        matvec, matmat = (
+            (A.rmatvec, A.rmatmat) if self._is_adjoint else (A.matvec, A.matmat)
+        )
         host = x.cpu().resolve_conj().resolve_neg().numpy()
-        (operator,) = self.args
         try:
             if host.shape[1] == 0:  # SciPy's default would stack no columns
                 y = np.empty((self.shape[0], 0))
             elif host.shape[1] == 1:  # functions of users often know only (N,)
-                y = operator.matvec(host[:, 0]).reshape(-1, 1)
+                y = matvec(host[:, 0]).reshape(-1, 1)
             else:
-                y = operator.matmat(host)
-        except NotImplementedError as error:
+                y = matmat(host)
+        except (TypeError, NotImplementedError) as error:
+            if not self._is_adjoint:
+                raise
+            # without rmatvec= SciPy calls None in some places
             message = _ADJOINT_IS_MISSING.format(owner="operator", error=error)
             raise NotImplementedError(message) from error
         y = np.array(y, dtype=numpy_dtype(self.dtype), order="C")
         return torch.from_numpy(y).to(self.device)
 
     def adjoint(self) -> OnHost:
-        return OnHost(self.args[0].H, self.device)
+        return OnHost(self.args[0], self.device, adjoint=not self._is_adjoint)
 
 
 def _as_scipy(operator: Any) -> LinearOperator:

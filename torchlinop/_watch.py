@@ -176,7 +176,7 @@ def _memory(tensor: Tensor) -> np.ndarray:
     """
     view = torch.empty(0, dtype=torch.uint8, device="cpu")
     start, size = tensor.storage_offset() * tensor.itemsize, tensor.nbytes
-    view.set_(tensor.untyped_storage(), start, (size,))
+    view.set_(tensor.untyped_storage(), start, (size,), (1,))
     return np.from_dlpack(view)
 
 
