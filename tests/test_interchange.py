@@ -10,6 +10,7 @@ import torch
 from numpy.lib.stride_tricks import as_strided
 from scipy.sparse.linalg import svds
 from torchlinop import aslinearoperator
+from torchlinop._interchange import import_array
 
 from tests.conftest import array_api_strict
 
@@ -200,3 +201,28 @@ def test_sequences_of_numbers():
     ):
         np.testing.assert_array_equal(A @ x, [1, 2, 3])
     np.testing.assert_array_equal(A @ [[1, 2], [3, 4], [5, 6]], [[1, 2], [3, 4], [5, 6]])
+
+
+def _unaligned(n):
+    return np.zeros(8 * n + 1, "u1")[1:].view("f8")
+
+
+@pytest.mark.parametrize(
+    ("x", "shared"),
+    [
+        (np.ones(4), True),
+        (np.ones((4, 3))[::2, 1:], True),
+        (np.ones((3, 4)).T, True),
+        (AWKWARD["stride 0"], True),
+        (_unaligned(4), False),
+        (np.broadcast_to(np.ones(1), 4), False),
+        (np.ones(4)[::-1], False),
+        (np.ones(4, ">f8"), False),
+        (np.ones(4, "f4"), False),
+    ],
+    ids=lambda x: str(getattr(x, "dtype", x)),
+)
+def test_memory_is_shared_where_torch_may_look(x, shared):
+    tensor = import_array(x, torch.device("cpu"), torch.float64).tensor
+    assert (tensor.data_ptr() == x.ctypes.data) == shared
+    assert tensor.data_ptr() % 8 == 0
