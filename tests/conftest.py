@@ -40,7 +40,7 @@ class Arrays:
             self.type = type(strict.asarray(0))
         else:
             if not torch.cuda.is_available():
-                pytest.skip("CuPy arrays need a GPU; tests/test_cupyx.py uses a stand-in")
+                pytest.skip("CuPy arrays need a GPU; tests/cupyx uses a stand-in")
             cupy = pytest.importorskip("cupy")
             self.make, self.type = cupy.asarray, cupy.ndarray
 

@@ -95,6 +95,28 @@ def test_operand_that_is_no_array_of_numbers(H):
         H @ np.ma.array(np.ones(27), mask=np.arange(27) == 3)
 
 
+def test_one_tensor_per_parameter(H, problem):
+    tensors = [torch.ones_like(p) for p in problem.params]
+    named = H.space.to_named(torch.ones(27, dtype=torch.float64))
+    for given in (tensors, tuple(tensors), named):
+        message = rf"a {type(given).__name__} of 4 tensors, of shapes \[\(3, 4\), \(3,\)"
+        for product in (
+            lambda x: H @ x,
+            lambda x: x @ H,
+            H.dot,
+            H.matvec,
+            aslinearoperator(np.eye(27)).matmat,
+        ):
+            with pytest.raises(TypeError, match=message + r".*space\.to_vector\(tensors\)"):
+                product(given)
+        torch.testing.assert_close(H @ H.space.to_vector(given), H @ torch.ones(27))
+
+
+def test_ragged_lists(H):
+    with pytest.raises(TypeError, match=r"a list of which NumPy makes none: .*inhomogen"):
+        H @ [[1.0, 2.0], [3.0]]
+
+
 def test_scalars_with_matmul(H):
     with pytest.raises(ValueError, match=r"use \* instead"):
         H @ 2

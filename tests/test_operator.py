@@ -18,6 +18,7 @@ from torchlinop import (
     HessianLinearOperator,
     IdentityLinearOperator,
     SubmatrixLinearOperator,
+    TorchLinearOperator,
     aslinearoperator,
 )
 from torchlinop.reference import dense_hessian
@@ -39,11 +40,15 @@ def _same(operator, dense):
     np.testing.assert_allclose(torch_product, dense, atol=1e-12)
 
 
-@pytest.fixture(params=["csr", "dia_matrix", "scipy operator", "array", "tensor"])
+@pytest.fixture(
+    params=["csr", "csr_matrix", "dia_matrix", "coo", "scipy operator", "array", "tensor"]
+)
 def other(request, rng):
     matrix = rng.standard_normal((27, 27))
     return {
         "csr": scipy.sparse.csr_array,
+        "csr_matrix": scipy.sparse.csr_matrix,
+        "coo": scipy.sparse.coo_array,
         "dia_matrix": scipy.sparse.dia_matrix,
         "scipy operator": scipy.sparse.linalg.aslinearoperator,
         "array": np.array,
@@ -162,22 +167,104 @@ def test_aslinearoperator_of_matrices(matrix):
     assert aslinearoperator(A) is A
 
 
-def test_aslinearoperator_of_a_foreign_object():
-    class Foreign:
-        shape, dtype = (2, 2), np.dtype(float)
+class Foreign:
+    """What counts as an operator: a shape and a product with vectors ``(N,)``."""
 
-        def matvec(self, x):
-            return 2 * np.asarray(x)
+    def __init__(self, matrix):
+        self.matrix, self.shape, self.dtype = matrix, matrix.shape, matrix.dtype
 
-        matmat = matvec
+    def matvec(self, x):
+        assert x.ndim == 1
+        return self.matrix @ x
 
-        def rmatvec(self, x):
-            return 2 * np.asarray(x)
 
-        rmatmat = rmatvec
+class ForeignWithAdjoint(Foreign):
+    def rmatvec(self, x):
+        assert x.ndim == 1
+        return self.matrix.conj().T @ x
 
-    A = aslinearoperator(Foreign())
-    assert torch.equal(A @ torch.ones(2), torch.full((2,), 2.0, dtype=torch.float64))
+
+class ForeignWithBlocks(ForeignWithAdjoint):
+    """As pylops has it: no operator of SciPy, and arithmetic with its own kind only."""
+
+    def matvec(self, x):
+        return super().matvec(x.reshape(-1))
+
+    def matmat(self, X):
+        return self.matrix @ X
+
+    def rmatmat(self, X):
+        return self.matrix.conj().T @ X
+
+    def __add__(self, other):
+        return NotImplemented
+
+    __sub__ = __matmul__ = __add__
+
+
+FOREIGN = pytest.mark.parametrize("kind", [ForeignWithAdjoint, ForeignWithBlocks])
+
+
+@FOREIGN
+def test_foreign_objects_in_expressions(pair, kind, rng):
+    A, dense = pair
+    matrix = rng.standard_normal((27, 27))
+    B = kind(matrix)
+    for mixed, expected in (
+        (aslinearoperator(B), matrix),
+        (A + B, dense + matrix),
+        (B + A, matrix + dense),
+        (A - B, dense - matrix),
+        (B - A, matrix - dense),
+        (A @ B, dense @ matrix),
+        (A * B, dense @ matrix),
+        (B @ A, matrix @ dense),
+        (2 * A @ B - A, 2 * dense @ matrix - dense),
+    ):
+        assert isinstance(mixed, TorchLinearOperator)
+        _same(mixed, expected)
+        _same(mixed.T, expected.T)
+        np.testing.assert_allclose(mixed @ np.ones(27), expected.sum(1), atol=1e-12)
+
+
+@FOREIGN
+def test_foreign_objects_that_are_complex_or_without_a_dtype(kind, rng):
+    matrix = rng.standard_normal((3, 4)) + 1j * rng.standard_normal((3, 4))
+    A = aslinearoperator(kind(matrix))
+    _same(pickle.loads(pickle.dumps(A)).H, matrix.conj().T)
+    B = kind(matrix.real)
+    del B.dtype
+    assert aslinearoperator(B).dtype == np.float64
+    assert (aslinearoperator(B) @ np.ones((4, 0))).shape == (3, 0)
+
+
+def test_foreign_objects_without_an_adjoint(pair, rng):
+    A, dense = pair
+    matrix = rng.standard_normal((27, 27))
+    B = A + Foreign(matrix)
+    np.testing.assert_allclose(B @ np.eye(27), dense + matrix, atol=1e-12)
+    for x in (np.ones(27), np.ones((27, 2))):
+        with pytest.raises(NotImplementedError, match="have a method rmatvec"):
+            B.T @ x
+
+
+def test_scipy_operators_of_functions_of_plain_vectors():
+    """Which would make a matrix of a column (N, 1)."""
+    diagonal = np.arange(1.0, 4.0)
+    scaling = scipy.sparse.linalg.LinearOperator(
+        (3, 3), lambda x: diagonal * x, dtype=float
+    )
+    A = aslinearoperator(scaling)
+    np.testing.assert_array_equal(A @ np.ones(3), diagonal)
+    np.testing.assert_array_equal(A @ np.ones((3, 1)), diagonal[:, None])
+    assert (A @ np.ones((3, 0))).shape == (3, 0)
+
+
+def test_names_of_composites(pair):
+    A, _ = pair
+    kinds = [A + A, A @ A, 2 * A, A**2, (1j * A @ A).T, aslinearoperator(np.eye(3))]
+    names = [repr(B).split()[1] for B in kinds]
+    assert names == ["Sum", "Product", "Multiple", "Power", "Conjugate", "Dense"]
 
 
 def test_copies_and_pickles(pair):
@@ -231,6 +318,26 @@ def test_products_in_any_context(context):
     with context():
         later = HessianLinearOperator(*problem.arguments) @ x
     torch.testing.assert_close(later.clone(), dense @ x)
+
+
+def test_another_default_device(pair, other, arrays, rng):
+    """Nothing is made on the default device, neither before nor in a product."""
+    A, dense = pair
+    B, matrix = other
+    X, x = rng.standard_normal((27, 2)), rng.standard_normal(27)
+    given = arrays.make(X), arrays.make(x)
+    with torch.device("meta"):
+        C = 2 * (aslinearoperator(B) @ A + B).T ** 2 - A / 3 + (1j * A).T.H
+        products = [C @ g for g in given]
+        lists = A @ x.tolist(), C.to_dense()
+        vector = A.space.to_vector(A.space.to_named(torch.from_numpy(x)))
+    expected = 2 * np.linalg.matrix_power((matrix @ dense + matrix).T, 2) - dense / 3
+    expected = expected - 1j * dense
+    for g, product in zip((X, x), products, strict=True):
+        np.testing.assert_allclose(arrays.read(product), expected @ g, rtol=1e-9)
+    np.testing.assert_allclose(lists[0], dense @ x)
+    np.testing.assert_allclose(lists[1], expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(vector, x)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])

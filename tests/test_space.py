@@ -54,3 +54,11 @@ def test_wrong_tensors(space):
         space.to_vector({"weight": torch.ones(2, 3), "b": torch.ones(2)})
     with pytest.raises(ValueError, match=r"shapes \[\(2, 3\), \(2,\)\], got \[\(6,\)\]"):
         space.to_vector([torch.ones(6)])
+
+
+def test_parameters_without_a_shape():
+    model = nn.LazyLinear(2)
+    with pytest.raises(ValueError, match=r"'weight' has no shape yet. Call the model once"):
+        ParameterSpace(dict(model.named_parameters()))
+    model(torch.ones(1, 3))
+    assert ParameterSpace(dict(model.named_parameters())).dim == 8

@@ -56,6 +56,11 @@ class ParameterSpace:
                 raise TypeError(
                     f"params has to hold tensors, got {type(tensor).__name__} for {name!r}."
                 )
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(
+                    f"Parameter {name!r} has no shape yet. Call the model once, so that "
+                    "its lazy modules make their parameters."
+                )
             if tensor.is_inference():
                 raise ValueError(
                     f"Parameter {name!r} was made in inference mode and cannot be "

@@ -67,9 +67,10 @@ class Watch:
                         self._slots.append((slots, name, value))
                         if isinstance(value, Tensor):
                             watched[id(value)] = value
-        tensors = [t for t in watched.values() if t.layout == torch.strided]
+        everything = [part for t in watched.values() for part in _with_parts(t)]
         # those made in inference mode have no version
-        self._versions = [(t, t._version) for t in watched.values() if not t.is_inference()]
+        self._versions = [(t, t._version) for t in everything if not t.is_inference()]
+        tensors = [t for t in everything if _is_plain(t)]
         self._places = [(t, t.data_ptr()) for t in tensors]
         self._flags = list(flags)
         self._training = [m.training for m in self._flags]
@@ -101,15 +102,46 @@ class Watch:
         return any(checksum() != value for checksum, value in self._sums)
 
 
+#: names of the methods that give what a sparse tensor consists of
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+def _with_parts(tensor: Tensor) -> list[Tensor]:
+    """Return a tensor and, where it has no memory of its own, those that it is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):  # a wrapper, for instance a DTensor
+        names, _ = tensor.__tensor_flatten__()
+        parts = [getattr(tensor, name) for name in names]
+    elif tensor.is_nested:
+        parts = [tensor.values()]
+    else:
+        names = _SPARSE_PARTS.get(tensor.layout, ())
+        parts = [getattr(tensor, name)() for name in names]
+    return [tensor, *(p for part in parts for p in _with_parts(part))]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has memory of its own, with strides."""
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_nested
+        and not hasattr(tensor, "__tensor_flatten__")
+    )
+
+
 def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
     """Return a function that digests the tensor's bits, or None if it has no cheap one."""
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.data_ptr() == 0:
         return None
-    flat = tensor.detach()
+    flat = tensor.detach().as_subclass(Tensor)
     if flat.is_conj() or flat.is_neg() or not _dense(flat):
         return lambda: _bytes(flat)
-    storage = flat.as_strided((flat.numel(),), (1,), flat.storage_offset())
-    bits = storage.view(torch.uint8).numpy()
+    bits = _memory(flat)
     if bits.size <= _EXACT_BYTES:
         return bits.tobytes
     start = -bits.ctypes.data % 8  # to the first aligned word
@@ -137,7 +169,18 @@ def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
 
 def _bytes(tensor: Tensor) -> bytes:
     plain = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-    return plain.view(-1).view(torch.uint8).numpy().tobytes()
+    return _memory(plain).tobytes()
+
+
+def _memory(tensor: Tensor) -> np.ndarray:
+    """View the memory that the elements of a dense tensor fill.
+
+    Not by ``Tensor.numpy``, after which the storage could never be resized again.
+    """
+    view = torch.empty(0, dtype=torch.uint8, device="cpu")
+    start, size = tensor.storage_offset() * tensor.itemsize, tensor.nbytes
+    view.set_(tensor.untyped_storage(), start, (size,), (1,))
+    return np.from_dlpack(view)
 
 
 def _dense(tensor: Tensor) -> bool:
