@@ -35,14 +35,14 @@ class FisherMCLinearOperator(SummedLinearOperator):
     Parameters
     ----------
     model, loss_function, params, data
-        What :class:`~torchlinop.risk.EmpiricalRisk` describes; the loss is one of the
+        What :class:`~torchlinop.EmpiricalRisk` describes; the loss is one of the
         three named above, the data comes in a fixed order.
     mc_samples
         Number :math:`M` of labels drawn for each datum.
     seed
         Which matrix.
     **options
-        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`.
+        Keyword arguments of :class:`~torchlinop.EmpiricalRisk`.
 
     Raises
     ------
@@ -113,10 +113,10 @@ class EFLinearOperator(SummedLinearOperator):
     Parameters
     ----------
     model, loss_function, params, data
-        What :class:`~torchlinop.risk.EmpiricalRisk` describes. A callable loss has to be
+        What :class:`~torchlinop.EmpiricalRisk` describes. A callable loss has to be
         a sum or mean of independent terms, one for each datum.
     **options
-        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`.
+        Keyword arguments of :class:`~torchlinop.EmpiricalRisk`.
 
     References
     ----------

@@ -24,7 +24,7 @@ def gradient_and_loss(
     Parameters
     ----------
     model, loss_function, params, data, **options
-        What :class:`~torchlinop.risk.EmpiricalRisk` describes.
+        What :class:`~torchlinop.EmpiricalRisk` describes.
 
     Returns
     -------

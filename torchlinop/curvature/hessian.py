@@ -29,9 +29,9 @@ class HessianLinearOperator(SummedLinearOperator):
     Parameters
     ----------
     model, loss_function, params, data
-        What :class:`~torchlinop.risk.EmpiricalRisk` describes; any loss will do.
+        What :class:`~torchlinop.EmpiricalRisk` describes; any loss will do.
     **options
-        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`.
+        Keyword arguments of :class:`~torchlinop.EmpiricalRisk`.
 
     Attributes
     ----------

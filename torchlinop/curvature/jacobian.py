@@ -36,10 +36,10 @@ class JacobianLinearOperator(TorchLinearOperator):
     Parameters
     ----------
     model, params, data
-        What :class:`~torchlinop.risk.EmpiricalRisk` describes. The targets in ``data``
+        What :class:`~torchlinop.EmpiricalRisk` describes. The targets in ``data``
         are not used; the order of the data is that of the rows.
     **options
-        Keyword arguments of :class:`~torchlinop.risk.EmpiricalRisk`, ``reduction``
+        Keyword arguments of :class:`~torchlinop.EmpiricalRisk`, ``reduction``
         excepted.
 
     Attributes

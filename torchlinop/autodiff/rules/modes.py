@@ -7,17 +7,15 @@ from typing import Any
 
 from torch.overrides import TorchFunctionMode
 
-from torchlinop.autodiff.rules import (
-    attention,
-    convolutions,
-    embeddings,
-    losses,
-    normalizations,
-    parametrizations,
-    pointwise,
-    recurrent,
-    reductions,
-)
+import torchlinop.autodiff.rules.attention as attention
+import torchlinop.autodiff.rules.convolutions as convolutions
+import torchlinop.autodiff.rules.embeddings as embeddings
+import torchlinop.autodiff.rules.losses as losses
+import torchlinop.autodiff.rules.normalizations as normalizations
+import torchlinop.autodiff.rules.parametrizations as parametrizations
+import torchlinop.autodiff.rules.pointwise as pointwise
+import torchlinop.autodiff.rules.recurrent as recurrent
+import torchlinop.autodiff.rules.reductions as reductions
 from torchlinop.autodiff.rules.functions import Rules, in_transform
 
 #: compositions of torch's own functions, which every transform can look into
