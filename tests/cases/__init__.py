@@ -38,6 +38,7 @@ from torchlinop.reference import (
 )
 
 from tests.problems import binary, classification, regression
+from tests.solve.matrices import indefinite, positive
 
 
 class Case(NamedTuple):
@@ -247,35 +248,38 @@ def _tight(dtype: torch.dtype) -> float:
     return 4 * torch.finfo(dtype).eps
 
 
+# Inverses take many products: those of small matrices are cheap. That an inverse takes an
+# operator that records and replays is the case natural_gradient_projection.
+
+
 @_case
 def cg_inverse(dtype):
-    operator, dense = CASES["ggn"](dtype)
-    inverse = CGInverseLinearOperator(operator, damping=1.0, rtol=_tight(dtype))
-    return inverse, np.linalg.inv(dense + np.eye(len(dense)))
+    matrix = positive(6, 5.0, dtype)
+    inverse = CGInverseLinearOperator(matrix, damping=1.0, rtol=_tight(dtype))
+    return inverse, np.linalg.inv(matrix.double().numpy() + np.eye(6))
 
 
 @_case
 def minres_inverse(dtype):
-    operator, dense = CASES["hessian"](dtype)
-    shifted = operator - 0.05 * IdentityLinearOperator([(27,)], "cpu", dtype)
-    inverse = MINRESInverseLinearOperator(shifted, damping=1.0, rtol=_tight(dtype))
-    return inverse, np.linalg.inv(dense + 0.95 * np.eye(27))
+    matrix = indefinite(6, 3.0, dtype)
+    inverse = MINRESInverseLinearOperator(matrix, damping=-0.1, rtol=_tight(dtype))
+    return inverse, np.linalg.inv(matrix.double().numpy() - 0.1 * np.eye(6))
 
 
 @_case
 def lsmr_inverse(dtype):
-    operator, dense = CASES["jacobian"](dtype)
+    matrix = _matrix(dtype, 4, 6)
     accuracy = {"atol": _tight(dtype), "btol": _tight(dtype)}
-    inverse = LSMRInverseLinearOperator(operator, damp=2.0, **accuracy)
-    gram = dense.T @ dense + 4 * np.eye(dense.shape[1])
-    return inverse, np.linalg.solve(gram, dense.T)
+    inverse = LSMRInverseLinearOperator(matrix, damp=2.0, **accuracy)
+    dense = matrix.double().numpy()
+    return inverse, np.linalg.solve(dense.T @ dense + 4 * np.eye(6), dense.T)
 
 
 @_case
 def neumann_inverse(dtype):
-    operator, dense = CASES["ggn"](dtype)
-    inverse = NeumannInverseLinearOperator(operator, 3, scale=0.2, damping=1.0)
-    step = np.eye(len(dense)) - 0.2 * (dense + np.eye(len(dense)))
+    matrix = positive(6, 5.0, dtype)
+    inverse = NeumannInverseLinearOperator(matrix, 3, scale=0.2, damping=1.0)
+    step = np.eye(6) - 0.2 * (matrix.double().numpy() + np.eye(6))
     return inverse, 0.2 * sum(np.linalg.matrix_power(step, k) for k in range(4))
 
 
@@ -289,16 +293,16 @@ def complex_neumann_inverse(dtype):
 
 @_case
 def cholesky_inverse(dtype):
-    operator, dense = CASES["ggn"](dtype)
-    inverse = CholeskyInverseLinearOperator(operator, damping=1.0)
-    return inverse, np.linalg.inv(dense + np.eye(len(dense)))
+    matrix = positive(6, 5.0, dtype)
+    inverse = CholeskyInverseLinearOperator(matrix, damping=1.0)
+    return inverse, np.linalg.inv(matrix.double().numpy() + np.eye(6))
 
 
 @_case
 def eigh_inverse(dtype):
-    operator, dense = CASES["hessian"](dtype)
-    inverse = EighInverseLinearOperator(operator, damping=-2.0)
-    return inverse, np.linalg.inv(dense - 2 * np.eye(len(dense)))
+    matrix = indefinite(6, 3.0, dtype)
+    inverse = EighInverseLinearOperator(matrix, damping=-0.1)
+    return inverse, np.linalg.inv(matrix.double().numpy() - 0.1 * np.eye(6))
 
 
 @_case

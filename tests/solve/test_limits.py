@@ -133,7 +133,7 @@ def test_verification_out_of_range(size):
     assert not verify.singular_triplets(size * A, V, 1.1 * size * A.diagonal(), V)
 
 
-def test_minres_is_not_refused_where_rounding_makes_a_product_negative():
+def test_rounding_in_a_preconditioner_is_no_error():
     """``r^H M r`` of a residual that is rounding, for an ``M`` of condition 1e9."""
     A = positive(30, 1e4, torch.float32)
     M = torch.linalg.inv(A.double() @ A.double()).float()
@@ -142,3 +142,35 @@ def test_minres_is_not_refused_where_rounding_makes_a_product_negative():
             b = vectors(30, columns, torch.float32)
             inverse = kind(A, M=(M + M.T) / 2, rtol=0, on_failure="ignore", maxiter=200)
             assert torch.isfinite(inverse @ b).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22])
+@pytest.mark.parametrize("columns", [None, 3])
+@pytest.mark.parametrize("solver", KRYLOV)
+def test_vectors_whose_squares_are_out_of_range(solver, columns, size):
+    A = positive(30, 20.0, torch.float32)
+    b = vectors(30, columns, torch.float32) * size
+    seen = []
+    inverse = KRYLOV[solver](A, rtol=1e-4, callback=lambda x: seen.append(x.clone()))
+    x = inverse @ b
+    wide = torch.linalg.solve(A.double(), b.double())
+    torch.testing.assert_close(x.double() / size, wide / size, rtol=0, atol=1e-2)
+    torch.testing.assert_close(seen[-1], x)
+    assert inverse.last_solve.iterations.min() > 3
+
+
+@pytest.mark.parametrize("solver", KRYLOV)
+def test_norms_beyond_the_range_of_float32(solver):
+    b = torch.full((100,), 1e38)
+    torch.testing.assert_close(KRYLOV[solver](torch.eye(100)) @ b, b)
+    inverse = KRYLOV[solver](1e-20 * torch.eye(3))
+    with pytest.warns(ConvergenceWarning, match="too large or too small"):
+        inverse @ torch.full((3,), 1e25)
+    assert inverse.last_solve.reason == "range"
+    for size in (1e-30, 1e20):
+        A = size * positive(20, 5.0, torch.float32)
+        c = vectors(20, 2, torch.float32)
+        inverse = KRYLOV[solver](A, rtol=1e-4)
+        assert (residuals(A, inverse @ c, c) < 1e-3).all()
+    X, _ = multishift_cg(torch.eye(5), 1e-30 * torch.ones(5), [0.0, 1.0])
+    torch.testing.assert_close(X[1], 0.5e-30 * torch.ones(5))
