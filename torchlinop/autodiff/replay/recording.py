@@ -64,7 +64,7 @@ class _Recorder(TorchDispatchMode):
     dispatch state in which the function would call them.
     """
 
-    #: operators on functions (``torch.cond``) are run, not refused, here; not understood
+    #: operators on functions (``torch.cond``) come here, too: they are run, not recorded
     supports_higher_order_operators = True
 
     def __init__(self) -> None:

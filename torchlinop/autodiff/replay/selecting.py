@@ -9,11 +9,15 @@ from torchlinop.autodiff.replay.recording import Call, Recording, storage
 _aten = torch.ops.aten
 
 #: kernels that see the memory of their argument, not its values
-BY_POSITION = {_aten.as_strided.default}
+BY_POSITION = {
+    _aten._reshape_alias.default,
+    _aten.as_strided.default,
+    _aten.as_strided_.default,
+    _aten.as_strided_copy.default,
+    _aten.as_strided_scatter.default,
+}
 #: kernels that look at a shape, or at what was all right when the recording was made
 _CHECKS = {
-    _aten._assert_tensor_metadata.default,
-    _aten._has_compatible_shallow_copy_type.default,
     _aten._has_same_storage_numel.default,
     _aten._linalg_check_errors.default,
     _aten.is_same_size.default,
