@@ -52,8 +52,8 @@ class Recurrent(nn.Module):
 
 def recurrent(kind, dtype, **options):
     model = Recurrent(kind, **options)
-    model(torch.zeros(2, 5, 4))
-    return classifier(model, dtype, 5, 4)
+    model(torch.zeros(2, 3, 4))
+    return classifier(model, dtype, 3, 4)
 
 
 def lstm(dtype):
@@ -61,7 +61,7 @@ def lstm(dtype):
 
 
 def lstm_projected(dtype):
-    return recurrent(nn.LSTM, dtype, proj_size=2)
+    return recurrent(nn.LSTM, dtype, proj_size=1)
 
 
 def gru(dtype):

@@ -134,7 +134,18 @@ def densenet(dtype):
 
 def nfnet(dtype):
     """Standardized weights and scaled activations."""
-    return classifier(timm.create_model("test_nfnet", num_classes=3), dtype)
+    config = timm.models.nfnet.NfCfg(
+        depths=(1, 1, 1, 1),
+        channels=(8, 8, 8, 16),
+        stem_type="3x3",
+        stem_chs=8,
+        group_size=4,
+        attn_layer="se",
+        attn_kwargs={"rd_ratio": 0.5, "rd_divisor": 4},
+        act_layer="silu",
+        num_features=16,
+    )
+    return classifier(timm.models.NormFreeNet(config, num_classes=3), dtype)
 
 
 CASES = [
