@@ -150,7 +150,7 @@ def test_fisher_mc_is_one_matrix_for_a_seed(problem):
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(7)
     again = FisherMCLinearOperator(*problem.arguments, mc_samples=2, seed=3, cache=False)
-    torch.testing.assert_close(again.to_dense(), matrix, rtol=0, atol=0)
+    torch.testing.assert_close(again.to_dense(), matrix, **CLOSE)
     X, y = (torch.cat(parts) for parts in zip(*problem.data, strict=True))
     whole = [(X, y)]
     uncut = FisherMCLinearOperator(

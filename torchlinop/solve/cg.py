@@ -101,6 +101,7 @@ class CGInverseLinearOperator(KrylovInverse):
     """
 
     solver = "CG"
+    basis_share = 1.0  # one space for columns that depend on each other breaks down
 
     def _iterate(
         self,

@@ -45,6 +45,9 @@ class KrylovInverse(TorchLinearOperator):
 
     #: name of the method in reports and errors
     solver: str
+    #: a basis of right-hand sides is solved for if it is at most this part of them: it has
+    #: to reach tighter tolerances than they
+    basis_share: float
 
     def __init__(
         self,
@@ -136,7 +139,9 @@ class KrylovInverse(TorchLinearOperator):
             X0 = divided(X0, size)
             X0[:, torch.as_tensor(b_norms == 0, device=X0.device)] = 0
         B = divided(B, size)
-        method = Method(self._iterate, self.solver, system, self.maxiter)
+        method = Method(
+            self._iterate, self.solver, system, self.maxiter, self.basis_share
+        )
         found = solve(method, B, X0, tolerances, self._watching(size))
         X, norms, reason = found.X * size, found.norms, found.reason
         again = divided(X, size)

@@ -59,6 +59,7 @@ class MINRESInverseLinearOperator(KrylovInverse):
     """
 
     solver = "MINRES"
+    basis_share = 0.75  # each column has a space of its own
 
     def _iterate(
         self,

@@ -70,6 +70,8 @@ class Method(NamedTuple):
     name: str
     system: System
     maxiter: int
+    #: the part of the columns that a basis of them may have to be solved for instead
+    basis_share: float
 
 
 class Solution(NamedTuple):
@@ -107,7 +109,7 @@ def solve(
     left = np.flatnonzero(norms > tolerances)
     residuals = take(R, left)
     basis = basis_of(residuals, norms[left], tolerances[left])
-    if basis is None:
+    if basis is None or len(basis.columns) > method.basis_share * len(left):
         return _improve(method, B, X0, (X, R, norms), tolerances, callback)
     combine = torch.as_tensor(basis.combinations, dtype=B.dtype, device=B.device)
 
@@ -161,7 +163,7 @@ def _improve(
 
     ``start`` is where to: solutions, which are overwritten, residuals and their norms.
     """
-    iterate, name, system, maxiter = method
+    iterate, name, system, maxiter, _ = method
     X, R, norms = start
     iterations = np.zeros(len(norms), dtype=int)
     goal, reason = tolerances, ""
