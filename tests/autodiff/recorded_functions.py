@@ -234,7 +234,7 @@ def _derivative(kind, function):
     for _ in range(PRODUCTS):
         v, w = torch.randn(N, dtype=DOUBLE), torch.randn(len(dense), dtype=DOUBLE)
         errors += [_error(operator @ v, dense @ v), _error(operator.T @ w, dense.T @ w)]
-    replayed = next(iter(operator._maps._kept.values()))._replayed
+    replayed = next(iter(operator._maps._kept.maps.values()))._replayed
     each = replayed if isinstance(replayed, tuple) else (replayed,)
     return max(errors), all(r._run is not None for r in each)
 

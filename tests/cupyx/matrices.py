@@ -19,7 +19,7 @@ from torchlinop import (
     SubmatrixLinearOperator,
     TorchLinearOperator,
 )
-from torchlinop.examples import dense_ggn, dense_hessian, dense_jacobian
+from torchlinop.reference import dense_ggn, dense_hessian, dense_jacobian
 
 from tests.cupyx.checks import TORCH, torch_dtype
 from tests.problems import Problem, mlp
