@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchlinop import GGNLinearOperator, HessianLinearOperator
+from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.rules import SecondOrderRules, functions
+from torchlinop.sources import protocol
 
 from .differences import check
 
@@ -130,22 +132,26 @@ NETWORKS = {
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("operator", [HessianLinearOperator, GGNLinearOperator])
-def test_operators_with_rules_equal_those_without(network, operator):
+def test_operators_with_rules_equal_those_without(network, operator, monkeypatch):
     model = NETWORKS[network]().double()
     model(_tensor(20, 2, 4, 4))
     model.eval()
     data = [(_tensor(5, 2, 4, 4), torch.randint(3, (5,)))]
     arguments = (model, nn.CrossEntropyLoss(), list(model.parameters()), data)
-    ruled, plain = operator(*arguments), operator(*arguments)
-    plain._maps._source._use_rules = False
-    X = _tensor(ruled.shape[0], 6)
-    for batched in (True, False):  # blocks, and replayed single products
-        products = [
-            A @ X if batched else torch.stack([A @ x for x in X.T], dim=1)
-            for A in (ruled, plain)
-        ]
-        torch.testing.assert_close(*products, rtol=1e-10, atol=1e-12)
-    assert ruled._maps._source._use_rules  # and not silently given up
+    products, used = {}, []
+    X = _tensor(sum(p.numel() for p in model.parameters()), 6)
+
+    def spying(device, *, rules=True):
+        used.append(rules)
+        return recording(device, rules=rules and with_rules)
+
+    monkeypatch.setattr(protocol, "recording", spying)
+    for with_rules in (True, False):
+        A = operator(*arguments)
+        one_by_one = torch.stack([A @ x for x in X.T], dim=1)  # replayed at the end
+        products[with_rules] = torch.cat([A @ X, one_by_one])
+    torch.testing.assert_close(products[True], products[False], rtol=1e-10, atol=1e-12)
+    assert used == [True, True]  # and not silently given up
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN])
