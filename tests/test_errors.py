@@ -231,6 +231,14 @@ def test_parameter_twice(problem):
         )
 
 
+def test_tied_weights_by_two_names(problem):
+    model = nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)])
+    model[1].weight = model[0].weight
+    params = dict(model.named_parameters(remove_duplicate=False))
+    with pytest.raises(ValueError, match=r"twice, as '0\.weight' and as '1\.weight'"):
+        HessianLinearOperator(model, problem.loss, params, problem.data)
+
+
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [

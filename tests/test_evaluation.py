@@ -7,6 +7,8 @@ import functools
 import gc
 import signal
 import threading
+import types
+import weakref
 
 import numpy as np
 import pytest
@@ -178,6 +180,64 @@ def test_parameters_reached_through_a_global_variable(data):
     agrees(model, model.parameters(), data)
 
 
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(3, 3)
+
+    def forward(self, X):
+        return self.b(torch.tanh(self.a(X)))
+
+
+class Slots(Body):
+    __slots__ = ("__scale", "empty")
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "_Slots__scale", [self.b.bias])
+
+    def forward(self, X):
+        return super().forward(X) * self.__scale[0]
+
+
+class Proxy(Body):
+    """A child that knows its parent, and another one that is gone."""
+
+    def __init__(self):
+        super().__init__()
+        vars(self.b)["parent"] = weakref.proxy(self)
+        self.gone = [weakref.proxy(nn.Linear(1, 1)), weakref.ref(nn.Linear(1, 1))]
+        self.lives = [weakref.proxy(Body.forward), self.b]
+        self.b.forward = types.MethodType(Proxy._head, self.b)
+
+    @staticmethod
+    def _head(b, X):
+        return nn.Linear.forward(b, X) * b.parent.a.bias
+
+
+class Attributed(Body):
+    def __init__(self):
+        super().__init__()
+        self.b.weight.factor = 2.0
+
+    def forward(self, X):
+        return super().forward(X) * self.b.weight.factor
+
+
+@pytest.mark.parametrize("kind", [Slots, Proxy, Attributed])
+def test_unusual_attributes(data, kind):
+    model = kind().double()
+    agrees(model, model.parameters(), data)
+
+
+def test_a_parent_outside_of_the_model(data):
+    parent = nn.ModuleList([Body(), nn.Linear(3, 3)]).double()
+    model = parent[0]
+    vars(model)["parent"] = weakref.ref(parent)
+    model.forward = lambda X: model.parent()[1](Body.forward(model, X))
+    agrees(model, model.parameters(), data)
+
+
 class Complex(nn.Module):
     """A spectral layer: complex weights behind a parameter of odd size."""
 
@@ -277,6 +337,31 @@ def test_wrapped_models(data, wrap):
     assert H.space.names == tuple(named)
     dense = reference(plain, list(plain.parameters()), data)[0]
     torch.testing.assert_close(H.to_dense(), dense, **CLOSE)
+
+
+@pytest.mark.parametrize("wrap", [_whole, nn.DataParallel])
+def test_hooks_and_attributes_of_wrappers(data, wrap):
+    class Outer(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, X):
+            body = getattr(self.inner, "module", self.inner)
+            return self.inner(X) + body.b(torch.sin(body.a(X)))
+
+    def double(_, __, output):
+        return 2 * output
+
+    for nest in (Outer, lambda inner: inner):
+        model, plain = nest(wrap(Body())).double(), nest(Body())
+        for body in (getattr(model, "inner", model), getattr(plain, "inner", plain)):
+            body.register_forward_hook(double)
+        own, twin = list(model.parameters()), list(plain.parameters())
+        plain.double().load_state_dict(dict(zip(plain.state_dict(), own, strict=True)))
+        H = HessianLinearOperator(model, nn.CrossEntropyLoss(), own, data)
+        dense = reference(plain, twin, data)[0]
+        torch.testing.assert_close(H.to_dense(), dense, **CLOSE)
 
 
 def test_a_compiled_part(data):

@@ -207,6 +207,13 @@ def named_parameters(model: object, params: Parameters) -> dict[str, Tensor]:
                     f"(shape {tuple(own[name].shape)}). Pass the model's parameter, "
                     "from dict(model.named_parameters()), and copy new values into it."
                 )
+        first: dict[int, str] = {}
+        for name, tensor in params.items():
+            if first.setdefault(id(tensor), name) != name:
+                raise ValueError(
+                    f"params lists one parameter twice, as {first[id(tensor)]!r} and as "
+                    f"{name!r}. List each parameter once; tied weights are one parameter."
+                )
         return dict(params)
 
     by_identity: dict[int, str] = {}

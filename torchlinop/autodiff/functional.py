@@ -14,6 +14,8 @@ as the argument of the function that it is given to.
 
 from __future__ import annotations
 
+import contextlib
+import copyreg
 import functools
 import types
 import weakref
@@ -39,8 +41,26 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = module.module
         elif "_orig_mod" in module._modules:  # made by torch.compile
             module = module._modules["_orig_mod"]  # type: ignore[assignment]
+        elif isinstance(module, _Direct):
+            module = module.inside()
         else:
             return module
+
+
+class _Direct(nn.Module):
+    """In the place of a wrapper: has its hooks, and calls the module inside."""
+
+    def inside(self) -> nn.Module:
+        """Return the module that is wrapped."""
+        return next(m for m in self._modules.values() if m is not None)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._modules:
+            return self._modules[name]
+        return getattr(self.inside(), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inside()(*args, **kwargs)
 
 
 def scripted_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -50,7 +70,9 @@ def scripted_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, part
 
 
-def with_tensors(module: nn.Module, replacements: Replacements) -> nn.Module:
+def with_tensors(
+    module: nn.Module, replacements: Replacements
+) -> tuple[nn.Module, list[Any]]:
     """Copy the structure of a module, with other tensors.
 
     Parameters
@@ -63,11 +85,13 @@ def with_tensors(module: nn.Module, replacements: Replacements) -> nn.Module:
 
     Returns
     -------
-    nn.Module
-        Without wrappers that only change how a module is executed.
+    copied : nn.Module
+        Wrappers that only change how a module is executed call it directly.
+    alive : list
+        What weak references in the copy refer to: to be kept while it is used.
     """
-    copied: nn.Module = _Copy(replacements)(module)
-    return copied
+    copy = _Copy(replacements)
+    return copy(module), copy.alive
 
 
 class Substitution(TorchFunctionMode):
@@ -111,6 +135,7 @@ class _Copy:
     def __init__(self, replacements: Replacements) -> None:
         self._replacements = replacements
         self._copies: dict[int, Any] = {}
+        self.alive: list[Any] = []
 
     def __call__(self, value: Any) -> Any:
         kind = type(value)
@@ -134,30 +159,34 @@ class _Copy:
         stack = [value]
         while stack:
             value = stack.pop()
-            if isinstance(value, nn.Module) or id(value) in self._replacements:
-                return True
-            if type(value) in _COPIERS and id(value) not in seen:
+            if type(value) not in _COPIERS:
+                if isinstance(value, nn.Module) or id(value) in self._replacements:
+                    return True
+            elif id(value) not in seen:
                 seen.add(id(value))
                 stack.extend(_parts(value))
         return False
 
     def _module(self, module: nn.Module) -> nn.Module:
-        inner = unwrapped(module)
-        if inner is not module:
-            copied = self(inner)
-        elif isinstance(module, torch.jit.ScriptModule):
-            copied = module
-        else:
-            copied = object.__new__(type(module))
-            self._copies[id(module)] = copied  # before its parts, which may refer to it
-            state = vars(module)
-            new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
-            for slots in _SLOTS:  # a forward pass may write into them
-                if new[slots] is state[slots]:
-                    new[slots] = state[slots].copy()
-            new["_compiled_call_impl"] = None  # of module.compile()
-            vars(copied).update(new)
-        self._copies[id(module)] = copied
+        if isinstance(module, torch.jit.ScriptModule):
+            return module
+        kind, state = type(module), vars(module)
+        if unwrapped(module) is not module:
+            kind = _Direct
+            state = {k: v for k, v in state.items() if k not in ("forward", "_forward")}
+        self._copies[id(module)] = copied = object.__new__(
+            kind
+        )  # its parts may refer to it
+        new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
+        for slots in _SLOTS:  # a forward pass may write into them
+            if new[slots] is state[slots]:
+                new[slots] = state[slots].copy()
+        new["_compiled_call_impl"] = None  # of module.compile()
+        vars(copied).update(new)
+        for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
+            with contextlib.suppress(AttributeError):  # an empty one
+                value = object.__getattribute__(module, name)
+                object.__setattr__(copied, name, self(value))
         return copied
 
     def _list(self, value: list) -> list:
@@ -205,7 +234,14 @@ class _Copy:
         return self._copies[id(cell)]
 
     def _reference(self, value: weakref.ref) -> Any:
-        return weakref.ref(self(value()))
+        return weakref.ref(self._alive(value()))
+
+    def _proxy(self, value: Any) -> Any:
+        return weakref.proxy(self._alive(_referent(value)))
+
+    def _alive(self, value: Any) -> Any:
+        self.alive.append(self(value))
+        return self.alive[-1]
 
 
 #: types that refer to nothing if they are empty
@@ -225,11 +261,15 @@ _COPIERS: dict[type, Callable[[_Copy, Any], Any]] = {
     types.FunctionType: _Copy._function,
     functools.partial: _Copy._partial,
     weakref.ref: _Copy._reference,
+    weakref.ProxyType: _Copy._proxy,
+    weakref.CallableProxyType: _Copy._proxy,
 }
 
 
 def _parts(value: Any) -> list[Any]:
     """What an object of one of the types above refers to."""
+    if type(value) in weakref.ProxyTypes:
+        return [_referent(value)]
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
     if isinstance(value, types.MethodType):
@@ -254,3 +294,14 @@ def _contents(cell: types.CellType) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:  # not filled yet
         return []
+
+
+def _referent(proxy: Any) -> nn.Module | None:
+    """Return the module that a weak proxy stands for, if it is one that lives."""
+    try:
+        module: nn.Module | None = (
+            proxy.modules.__self__ if isinstance(proxy, nn.Module) else None
+        )
+    except ReferenceError:
+        return None
+    return module

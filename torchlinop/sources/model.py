@@ -14,7 +14,7 @@ from torchlinop._space import ParameterSpace, named_parameters
 from torchlinop._typing import Data, Model, Parameters
 from torchlinop._watch import Watch
 from torchlinop.autodiff.diagnose import explain, is_missing_derivative
-from torchlinop.autodiff.functional import Substitution, with_tensors
+from torchlinop.autodiff.functional import Substitution, unwrapped, with_tensors
 from torchlinop.autodiff.recording import EXCLUSIVE, recording
 from torchlinop.data import Batch, DataSource, Survey
 from torchlinop.sources.checks import (
@@ -93,11 +93,13 @@ class ModelOnData:
         """Evaluate the model with ``leaves`` in place of the parameters."""
         if isinstance(self.model, nn.Module):
             substitution = Substitution(self._chosen(leaves))
+            copied, alive = self._copy(leaves)
             try:
                 with substitution:
-                    prediction = _call(self._copy(leaves), batch.X)
+                    prediction = _call(copied, batch.X)
             finally:
                 substitution.end()
+                del alive  # not before: weak references in the copy need it
         elif self._as_mapping:
             prediction = self.model(dict(zip(self._params, leaves, strict=True)), batch.X)
         else:
@@ -111,10 +113,16 @@ class ModelOnData:
         return require_real(prediction, "The model")
 
     def _chosen(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:
-        return {id(p): leaf for p, leaf in zip(self._params.values(), leaves, strict=True)}
+        pairs = list(zip(self._params.values(), leaves, strict=True))
+        for p, leaf in pairs:  # what the user has attached to a parameter
+            vars(leaf).update(vars(p))
+        return {id(p): leaf for p, leaf in pairs}
 
-    def _copy(self, leaves: Sequence[Tensor]) -> nn.Module:
-        """Return the model with leaves for the chosen parameters, constants for others."""
+    def _copy(self, leaves: Sequence[Tensor]) -> tuple[nn.Module, list[Any]]:
+        """Return the model with leaves for the chosen parameters, constants for others.
+
+        And what has to be kept while it is used.
+        """
         model = self.model
         assert isinstance(model, nn.Module)
         written = renormalizes(model)
@@ -147,8 +155,11 @@ class ModelOnData:
             if not isinstance(self.model, nn.Module):
                 evaluate = partial(self.predict, leaves, batch)
                 return explain(error, self.model, evaluate, order, loss)
-            copy = self._copy(leaves)
-            return explain(error, copy, partial(copy, batch.X), order, loss)
+            copy, alive = self._copy(leaves)
+            try:
+                return explain(error, copy, partial(copy, batch.X), order, loss)
+            finally:
+                del alive
 
     # --------------------------------------------------------------------- changes
 
@@ -233,10 +244,11 @@ def _call(model: nn.Module, X: Any) -> Any:
     try:
         return model(X)
     except Exception as error:
-        if isinstance(X, Mapping) and _takes_keywords(model, X):
+        inner = unwrapped(model)
+        if isinstance(X, Mapping) and _takes_keywords(inner, X):
             raise TypeError(
                 f"X is a {type(X).__name__} with the entries {', '.join(map(str, X))}. The "
-                f"model is called as model(X), but {type(model).__name__} takes them as "
+                f"model is called as model(X), but {type(inner).__name__} takes them as "
                 "keyword arguments. Wrap it in a module whose forward(self, X) returns "
                 "self.model(**X).logits, or whichever tensor of the output it is."
             ) from error
