@@ -110,3 +110,13 @@ def _global_state() -> tuple:
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)  # small problems, and several test processes
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    """A default device on which nothing can be computed."""
+    torch.set_default_device("meta")
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)

@@ -20,7 +20,7 @@ from torchlinop._cupy import is_cupy_array, to_cupy, view_of_cupy
 from torchlinop._dtypes import TORCH_TO_NUMPY, promoted, torch_dtype
 from torchlinop._typing import Array
 
-#: host-device copies of at least this many bytes go through pinned memory
+#: copies to and from CUDA devices of at least this many bytes go through pinned memory
 _PINNED_BYTES = 1 << 16
 
 
@@ -201,14 +201,14 @@ def _numpy_view_or_copy(x: np.ndarray, dtype: np.dtype) -> Tensor:
 
 
 def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    if tensor.nbytes < _PINNED_BYTES:
+    if device.type != "cuda" or tensor.nbytes < _PINNED_BYTES:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
     tensor = tensor.resolve_conj().resolve_neg()
-    if tensor.nbytes < _PINNED_BYTES:
+    if tensor.device.type != "cuda" or tensor.nbytes < _PINNED_BYTES:
         return tensor.cpu()
     staging = torch.empty_like(tensor, device="cpu", pin_memory=True)
     staging.copy_(tensor, non_blocking=True)

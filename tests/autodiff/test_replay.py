@@ -119,6 +119,15 @@ def test_replay_equals_function(name):
     assert replayed._run is not None
 
 
+def test_numbers_that_underflow_together_stay_apart():
+    replayed = Replayed()
+    for _ in range(WARM_UP + 2):
+        y = replayed(
+            lambda x: x * 1e-200 * 1e-200, torch.full((2,), 1e200, dtype=torch.float64)
+        )
+        torch.testing.assert_close(y, torch.full_like(y, 1e-200), rtol=1e-13, atol=0)
+
+
 def test_product_of_a_recorded_gradient():
     net = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Linear(6, 4), nn.ReLU())
     net = nn.Sequential(

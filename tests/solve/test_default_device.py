@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torchlinop import (
@@ -29,16 +27,6 @@ A = positive(12, 10.0)
 B = vectors(12, 3, torch.float64)
 SINGULAR = torch.zeros(12, 12, dtype=torch.float64)
 SINGULAR[0, 0] = 1
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[None]:
-    """A default device on which nothing can be computed."""
-    torch.set_default_device("meta")
-    try:
-        yield
-    finally:
-        torch.set_default_device(None)
 
 
 MADE = {

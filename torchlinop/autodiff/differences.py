@@ -122,7 +122,7 @@ def _direction(leaves: Sequence[Tensor]) -> list[Tensor]:
     sizes = [float(x.detach().double().norm()) / max(x.numel(), 1) ** 0.5 for x in leaves]
     direction = []
     for leaf, size in zip(leaves, sizes, strict=True):
-        v = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+        v = torch.randn(leaf.shape, generator=generator, dtype=torch.float64, device="cpu")
         v *= size or max(sizes) or 1.0  # a leaf of zeros is as large as the largest
         direction.append(v.to(leaf.device, leaf.dtype))
     return direction

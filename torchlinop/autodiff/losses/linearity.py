@@ -28,7 +28,7 @@ def is_piecewise_linear(
         return False
     prediction = prediction.detach()
     generator = torch.Generator("cpu").manual_seed(0)
-    u = torch.randn(prediction.shape, generator=generator).to(prediction)
+    u = torch.randn(prediction.shape, generator=generator, device="cpu").to(prediction)
     points = [multiple * prediction for multiple in _MULTIPLES]
     if isinstance(target, Tensor) and target.shape == prediction.shape:
         y = target.to(prediction)

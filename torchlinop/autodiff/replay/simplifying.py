@@ -130,9 +130,9 @@ def _underflows(factor: Any, a: Any, b: Any, dtype: torch.dtype) -> bool:
     """Whether a product of constants is lost that ``(u * a) * b`` may still have."""
     if not dtype.is_floating_point and not dtype.is_complex:
         return False
-    factor, a, b = (torch.as_tensor(value) for value in (factor, a, b))
-    lost = factor.abs() < torch.finfo(dtype).tiny
-    return bool((lost & (a != 0) & (b != 0)).any())
+    # numbers stay numbers: as tensors they would be rounded, on whatever default device
+    lost = (abs(factor) < torch.finfo(dtype).tiny) & (a != 0) & (b != 0)
+    return bool(lost.any() if isinstance(lost, Tensor) else lost)
 
 
 def _fuse_product(call: Call, made_by: dict[int, Call], uses: Counter[int]) -> Call:
