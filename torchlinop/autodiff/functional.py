@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+
+from torchlinop.autodiff.interruptible import InterruptibleMode
 
 #: replacements by the identity of what is replaced
 Replacements = Mapping[int, Tensor]
@@ -94,29 +95,17 @@ def with_tensors(
     return copy(module), copy.alive
 
 
-class Substitution(TorchFunctionMode):
-    """Context in which torch functions see replacements of their arguments."""
+class Substitution(InterruptibleMode):
+    """Lets torch functions see replacements of their arguments."""
 
     def __init__(self, replacements: Replacements) -> None:
         super().__init__()
         self._replacements = replacements
 
-    @property
-    def over(self) -> bool:
-        """Whether it replaces nothing any more."""
-        return not self._replacements
-
-    def end(self) -> None:
-        """Replace nothing, also if torch puts this mode back after an interrupt."""
-        self._replacements = {}
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Call ``func`` with the replacements."""
-        replacements = self._replacements
         for value in args:
-            if id(value) in replacements or isinstance(value, (list, tuple)):
+            if id(value) in self._replacements or isinstance(value, (list, tuple)):
                 args = tuple(self._of(a) for a in args)
                 break
         if not kwargs:

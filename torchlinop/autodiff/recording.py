@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
-from torch.overrides import _get_current_function_mode
 
-from torchlinop.autodiff.functional import Substitution
+from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.rules import Corrections, SecondOrderRules
 
 #: held while a model is evaluated or looked at: some flags that are set belong to the
@@ -37,7 +36,6 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
     """
     with EXCLUSIVE:
         before = _State(device)
-        mode = SecondOrderRules() if rules else Corrections()
         try:
             with ExitStack() as stack:
                 if torch.is_inference_mode_enabled():
@@ -47,10 +45,10 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
                 stack.enter_context(torch.enable_grad())
                 stack.enter_context(_uncompiled())
                 stack.enter_context(_without_checkpoints())
-                stack.enter_context(mode)
+                mode = SecondOrderRules() if rules else Corrections()
+                stack.enter_context(in_force(mode))
                 yield
         finally:
-            mode.over = True
             before.restore()
 
 
@@ -61,31 +59,19 @@ class _State:
     """
 
     def __init__(self, device: torch.device) -> None:
-        _remove_what_is_over()
         self._device = device
         self._random = torch.get_rng_state()
         self._random_there = (
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         )
         self._gradients = torch.is_grad_enabled()
-        self._modes = torch._C._len_torch_function_stack()
 
     def restore(self) -> None:
         """Restore what is not as it was."""
-        while torch._C._len_torch_function_stack() > self._modes:
-            torch._C._pop_torch_function_stack()
         torch._C._set_grad_enabled(self._gradients)
         torch.set_rng_state(self._random)
         if self._random_there is not None:
             torch.cuda.set_rng_state(self._random_there, self._device)
-
-
-def _remove_what_is_over() -> None:
-    """Take modes off the stack that came back after an interrupt."""
-    while (mode := _get_current_function_mode()) is not None and (
-        isinstance(mode, (Corrections, Substitution)) and mode.over
-    ):
-        torch._C._pop_torch_function_stack()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -139,9 +139,7 @@ class KrylovInverse(TorchLinearOperator):
             X0 = divided(X0, size)
             X0[:, torch.as_tensor(b_norms == 0, device=X0.device)] = 0
         B = divided(B, size)
-        method = Method(
-            self._iterate, self.solver, system, self.maxiter, self.basis_share
-        )
+        method = Method(self._iterate, self.solver, system, self.maxiter, self.basis_share)
         found = solve(method, B, X0, tolerances, self._watching(size))
         X, norms, reason = found.X * size, found.norms, found.reason
         again = divided(X, size)

@@ -15,6 +15,7 @@ from torchlinop._typing import Data, Model, Parameters
 from torchlinop._watch import Watch
 from torchlinop.autodiff.diagnose import explain, is_missing_derivative
 from torchlinop.autodiff.functional import Substitution, unwrapped, with_tensors
+from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.recording import EXCLUSIVE, recording
 from torchlinop.data import Batch, DataSource, Survey
 from torchlinop.sources.checks import (
@@ -92,14 +93,10 @@ class ModelOnData:
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
         if isinstance(self.model, nn.Module):
-            substitution = Substitution(self._chosen(leaves))
             copied, alive = self._copy(leaves)
-            try:
-                with substitution:
-                    prediction = _call(copied, batch.X)
-            finally:
-                substitution.end()
-                del alive  # not before: weak references in the copy need it
+            with in_force(Substitution(self._chosen(leaves))):
+                prediction = _call(copied, batch.X)
+            del alive  # not before: weak references in the copy need it
         elif self._as_mapping:
             prediction = self.model(dict(zip(self._params, leaves, strict=True)), batch.X)
         else:

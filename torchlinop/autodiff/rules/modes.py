@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch.overrides import TorchFunctionMode
-
 import torchlinop.autodiff.rules.attention as attention
 import torchlinop.autodiff.rules.convolutions as convolutions
 import torchlinop.autodiff.rules.embeddings as embeddings
@@ -16,6 +14,7 @@ import torchlinop.autodiff.rules.parametrizations as parametrizations
 import torchlinop.autodiff.rules.pointwise as pointwise
 import torchlinop.autodiff.rules.recurrent as recurrent
 import torchlinop.autodiff.rules.reductions as reductions
+from torchlinop.autodiff.interruptible import InterruptibleMode
 from torchlinop.autodiff.rules.functions import Rules, in_transform
 
 #: compositions of torch's own functions, which every transform can look into
@@ -37,21 +36,13 @@ _RULES: Rules = {
 }
 
 
-class Corrections(TorchFunctionMode):
-    """Context in which derivatives that PyTorch gets wrong are right."""
+class Corrections(InterruptibleMode):
+    """Mode in which derivatives that PyTorch gets wrong are right."""
 
     rules = _CORRECTIONS
-    #: set when the context is over: torch may put a mode back on its stack where an
-    #: interrupt fell into the handling of a function
-    over = False
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Call the rule for ``func`` if there is one and it applies, else ``func``."""
-        kwargs = kwargs or {}
-        if self.over:
-            return func(*args, **kwargs)
         rule = (_CORRECTIONS if in_transform() else self.rules).get(func)
         if rule is not None:
             result = rule(*args, **kwargs)
@@ -61,6 +52,6 @@ class Corrections(TorchFunctionMode):
 
 
 class SecondOrderRules(Corrections):
-    """Context in which, moreover, second derivatives are cheap."""
+    """Mode in which, moreover, second derivatives are cheap."""
 
     rules = _RULES
