@@ -288,9 +288,8 @@ def _contents(cell: types.CellType) -> list[Any]:
 def _referent(proxy: Any) -> nn.Module | None:
     """Return the module that a weak proxy stands for, if it is one that lives."""
     try:
-        module: nn.Module | None = (
-            proxy.modules.__self__ if isinstance(proxy, nn.Module) else None
-        )
+        bound: Any = proxy.modules if isinstance(proxy, nn.Module) else None
     except ReferenceError:
         return None
+    module: nn.Module | None = getattr(bound, "__self__", None)
     return module
