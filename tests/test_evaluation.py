@@ -409,6 +409,32 @@ def test_a_dict_for_a_model_that_takes_keywords(data):
         HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), batches)
 
 
+class Branches(Body):
+    """Control flow on tensors, which torch itself differentiates once."""
+
+    def forward(self, X):
+        hidden = self.a(X)
+        hidden = torch.cond(
+            hidden.sum() > -99, lambda x: torch.tanh(x) * self.b.bias, torch.sin, (hidden,)
+        )
+        steps = (torch.tensor(0), hidden)
+        loop = torch.ops.higher_order.while_loop
+        _, hidden = loop(lambda i, _: i < 2, lambda i, x: (i + 1, x.sin()), steps, ())
+        return self.b(hidden)
+
+
+class Unbranched(Branches):
+    def forward(self, X):
+        return self.b(torch.sin(torch.sin(torch.tanh(self.a(X)) * self.b.bias)))
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_branches_and_loops(data, check):
+    model, plain = Branches().double(), Unbranched().double()
+    plain.a, plain.b = model.a, model.b
+    agrees(model, model.parameters(), data, plain, check_deterministic=check)
+
+
 # ------------------------------------------------------------------ random models
 
 

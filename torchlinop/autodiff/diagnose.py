@@ -319,11 +319,13 @@ def _once_differentiable(nodes: Iterable[Any]) -> list[str]:
     marked = []
     for kind in _functions(nodes):
         code = getattr(kind.backward, "__code__", None)
-        if (
+        declared = (
             code is not None
             and code.co_filename == torch.autograd.function.__file__
             and hasattr(kind.backward, "__wrapped__")
-        ):
+        )
+        # of torch's own control flow, which has no second derivative either
+        if declared or kind.__module__.startswith("torch._higher_order_ops."):
             marked.append(kind.__name__)
     return marked
 

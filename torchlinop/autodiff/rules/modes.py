@@ -8,6 +8,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 import torchlinop.autodiff.rules.attention as attention
+import torchlinop.autodiff.rules.control_flow as control_flow
 import torchlinop.autodiff.rules.convolutions as convolutions
 import torchlinop.autodiff.rules.embeddings as embeddings
 import torchlinop.autodiff.rules.losses as losses
@@ -21,6 +22,7 @@ from torchlinop.autodiff.rules.functions import Rules, in_transform
 #: compositions of torch's own functions, which every transform can look into
 _CORRECTIONS: Rules = {
     **attention.CORRECTIONS,
+    **control_flow.CORRECTIONS,
     **embeddings.CORRECTIONS,
     **losses.CORRECTIONS,
     **normalizations.CORRECTIONS,
