@@ -238,6 +238,48 @@ def test_a_parent_outside_of_the_model(data):
     agrees(model, model.parameters(), data)
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+def _kept(model):
+    model.kept = model.b.bias.square()
+    model.forward = lambda X: Body.forward(model, X) + model.kept
+    return model
+
+
+def _by_object(model):
+    model.object = types.SimpleNamespace(bias=model.b.bias)
+    model.forward = lambda X: Body.forward(model, X) + Square.apply(model.object.bias)
+    return model
+
+
+def _as_function(model):
+    return lambda params, X: model(X)
+
+
+@pytest.mark.parametrize("change", [_kept, _by_object, _as_function])
+@pytest.mark.parametrize("check", [False, True])
+def test_parameters_that_cannot_be_replaced(data, change, check):
+    model = Body().double()
+    params = dict(model.named_parameters())
+    options = {"check_deterministic": check}
+    changed = change(model)
+    with pytest.raises(ValueError, match=r"depends on '.*' on a way on which no other"):
+        HessianLinearOperator(
+            changed, nn.CrossEntropyLoss(), params, data, **options
+        ).to_dense()
+    with pytest.raises(ValueError, match=r"depends on '.*' on a way on which no other"):
+        JacobianLinearOperator(changed, params, data, **options).to_dense()
+
+
 class Complex(nn.Module):
     """A spectral layer: complex weights behind a parameter of odd size."""
 
@@ -530,6 +572,48 @@ def test_operators_share_a_risk():
         for A, B in zip((H, G, F, J), fresh, strict=True):
             np.testing.assert_allclose(A @ v, B @ v, rtol=1e-10, atol=1e-12)
     assert risk.looks == looks + 1  # one of them looked, for all
+
+
+def test_a_jacobian_of_a_risk_whose_data_has_grown(data):
+    model = mlp(4, 3, 3)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    data.append(data[0])
+    J = JacobianLinearOperator(risk)
+    dense = _jacobian(
+        model(torch.cat([X for X, _ in data])).reshape(-1), list(model.parameters())
+    )
+    torch.testing.assert_close(J.to_dense(), dense, **CLOSE)
+
+
+class Orderly:
+    """Data that begins to shuffle."""
+
+    def __init__(self, batches):
+        self.batches, self.shuffles = batches, False
+
+    def __iter__(self):
+        n = len(self.batches)
+        order = torch.randperm(n).tolist() if self.shuffles else range(n)
+        return (self.batches[i] for i in order)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_order_is_required_after_every_look(data, shared):
+    many = Orderly([(X + i, y) for i in range(6) for X, y in data[:1]])
+    model = mlp(4, 3, 3)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model.parameters(), many)
+    J = JacobianLinearOperator(risk)
+    v = np.ones(J.shape[1])
+    J @ v
+    many.shuffles = True
+    if shared:
+        HessianLinearOperator(risk).refresh()
+    else:
+        with pytest.raises(ValueError, match="shuffle=False"):
+            J.refresh()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shuffle=False"):
+            J @ v
 
 
 def test_a_risk_and_its_parts_are_refused(data):

@@ -8,9 +8,11 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 from torchlinop.autodiff.diagnose import (
-    custom_functions,
     explain,
     is_missing_derivative,
+)
+from torchlinop.autodiff.graphs import (
+    custom_functions,
     once_differentiable_functions,
     require_twice_differentiable,
 )

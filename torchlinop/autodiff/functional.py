@@ -296,12 +296,10 @@ def _contents(cell: types.CellType) -> list[Any]:
         return []
 
 
-def _referent(proxy: Any) -> nn.Module | None:
+def _referent(proxy: Any) -> Any:
     """Return the module that a weak proxy stands for, if it is one that lives."""
     try:
-        module: nn.Module | None = (
-            proxy.modules.__self__ if isinstance(proxy, nn.Module) else None
-        )
+        method: Any = proxy.modules if isinstance(proxy, nn.Module) else None
+        return getattr(method, "__self__", None)
     except ReferenceError:
         return None
-    return module
