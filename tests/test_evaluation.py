@@ -546,6 +546,30 @@ def test_random_numbers_without_effect(data):
     torch.testing.assert_close(H.to_dense(), dense, **CLOSE)
 
 
+def test_what_a_forward_pass_registers_is_not_the_users(data):
+    seen = []
+
+    class Registers(Body):
+        def forward(self, X):
+            self.extra = nn.Parameter(torch.ones(3).double())
+            self.register_buffer("kept", torch.ones(3).double(), persistent=False)
+            self.a.register_forward_hook(lambda _, __, output: output.square())
+            result = super().forward(X) * self.extra * self.kept
+            seen.append((len(model.a._forward_hooks), [*vars(model)], [*model._buffers]))
+            return result
+
+    class Plain(Body):
+        def forward(self, X):
+            return self.b(torch.tanh(self.a(X).square()))
+
+    model, plain = Registers().double(), Plain()
+    plain.a, plain.b = model.a, model.b
+    before = 0, [*vars(model)], []
+    agrees(model, model.parameters(), data, plain)
+    assert all(now == before for now in seen)
+    assert not model._non_persistent_buffers_set
+
+
 # --------------------------------------------------------------- a risk is shared
 
 

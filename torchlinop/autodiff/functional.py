@@ -179,7 +179,7 @@ class _Copy:
         )  # its parts may refer to it
         new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
         for slots in _SLOTS:  # a forward pass may write into them
-            if new[slots] is state[slots]:
+            if slots in state and new[slots] is state[slots]:
                 new[slots] = state[slots].copy()
         new["_compiled_call_impl"] = None  # of module.compile()
         vars(copied).update(new)
@@ -246,8 +246,8 @@ class _Copy:
 
 #: types that refer to nothing if they are empty
 _CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
-#: where a module keeps what belongs to it
-_SLOTS = ("_parameters", "_buffers", "_modules")
+#: where a module keeps what belongs to it: parameters, buffers, modules, hooks
+_SLOTS = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
 #: where torch.compile keeps the function that it was given
 _COMPILED = "_torchdynamo_orig_callable"
 
