@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import random
 import signal
 import threading
 import types
@@ -568,6 +569,23 @@ def test_what_a_forward_pass_registers_is_not_the_users(data):
     agrees(model, model.parameters(), data, plain)
     assert all(now == before for now in seen)
     assert not model._non_persistent_buffers_set
+
+
+def test_random_states_stay(data):
+    class Draws(Body):
+        def forward(self, X):
+            np.random.rand(), random.random(), torch.rand(1)
+            return super().forward(X)
+
+    def states():
+        return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+    model = Draws().double().eval()
+    random.seed(0)
+    before = states()
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    H @ np.ones(H.shape[0])
+    assert states() == before
 
 
 # --------------------------------------------------------------- a risk is shared

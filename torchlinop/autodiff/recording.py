@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch.overrides import _get_current_function_mode
@@ -26,7 +28,7 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
 
     Gradient mode is on, automatic mixed precision off, fused attention replaced by the
     explicit formula, nothing is compiled or recomputed later (checkpoints), and the
-    random state is restored on the way out.
+    random states (Python's, NumPy's, torch's) are restored on the way out.
 
     Parameters
     ----------
@@ -63,6 +65,7 @@ class _State:
     def __init__(self, device: torch.device) -> None:
         _remove_what_is_over()
         self._device = device
+        self._host = random.getstate(), np.random.get_state()
         self._random = torch.get_rng_state()
         self._random_there = (
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -75,6 +78,8 @@ class _State:
         while torch._C._len_torch_function_stack() > self._modes:
             torch._C._pop_torch_function_stack()
         torch._C._set_grad_enabled(self._gradients)
+        random.setstate(self._host[0])
+        np.random.set_state(self._host[1])
         torch.set_rng_state(self._random)
         if self._random_there is not None:
             torch.cuda.set_rng_state(self._random_there, self._device)
