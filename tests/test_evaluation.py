@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import random
 import signal
 import threading
 import types
@@ -238,6 +239,48 @@ def test_a_parent_outside_of_the_model(data):
     agrees(model, model.parameters(), data)
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+
+def _kept(model):
+    model.kept = model.b.bias.square()
+    model.forward = lambda X: Body.forward(model, X) + model.kept
+    return model
+
+
+def _by_object(model):
+    model.object = types.SimpleNamespace(bias=model.b.bias)
+    model.forward = lambda X: Body.forward(model, X) + Square.apply(model.object.bias)
+    return model
+
+
+def _as_function(model):
+    return lambda params, X: model(X)
+
+
+@pytest.mark.parametrize("change", [_kept, _by_object, _as_function])
+@pytest.mark.parametrize("check", [False, True])
+def test_parameters_that_cannot_be_replaced(data, change, check):
+    model = Body().double()
+    params = dict(model.named_parameters())
+    options = {"check_deterministic": check}
+    changed = change(model)
+    with pytest.raises(ValueError, match=r"depends on '.*' on a way on which no other"):
+        HessianLinearOperator(
+            changed, nn.CrossEntropyLoss(), params, data, **options
+        ).to_dense()
+    with pytest.raises(ValueError, match=r"depends on '.*' on a way on which no other"):
+        JacobianLinearOperator(changed, params, data, **options).to_dense()
+
+
 class Complex(nn.Module):
     """A spectral layer: complex weights behind a parameter of odd size."""
 
@@ -409,6 +452,32 @@ def test_a_dict_for_a_model_that_takes_keywords(data):
         HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), batches)
 
 
+class Branches(Body):
+    """Control flow on tensors, which torch itself differentiates once."""
+
+    def forward(self, X):
+        hidden = self.a(X)
+        hidden = torch.cond(
+            hidden.sum() > -99, lambda x: torch.tanh(x) * self.b.bias, torch.sin, (hidden,)
+        )
+        steps = (torch.tensor(0), hidden)
+        loop = torch.ops.higher_order.while_loop
+        _, hidden = loop(lambda i, _: i < 2, lambda i, x: (i + 1, x.sin()), steps, ())
+        return self.b(hidden)
+
+
+class Unbranched(Branches):
+    def forward(self, X):
+        return self.b(torch.sin(torch.sin(torch.tanh(self.a(X)) * self.b.bias)))
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_branches_and_loops(data, check):
+    model, plain = Branches().double(), Unbranched().double()
+    plain.a, plain.b = model.a, model.b
+    agrees(model, model.parameters(), data, plain, check_deterministic=check)
+
+
 # ------------------------------------------------------------------ random models
 
 
@@ -478,6 +547,47 @@ def test_random_numbers_without_effect(data):
     torch.testing.assert_close(H.to_dense(), dense, **CLOSE)
 
 
+def test_what_a_forward_pass_registers_is_not_the_users(data):
+    seen = []
+
+    class Registers(Body):
+        def forward(self, X):
+            self.extra = nn.Parameter(torch.ones(3).double())
+            self.register_buffer("kept", torch.ones(3).double(), persistent=False)
+            self.a.register_forward_hook(lambda _, __, output: output.square())
+            result = super().forward(X) * self.extra * self.kept
+            seen.append((len(model.a._forward_hooks), [*vars(model)], [*model._buffers]))
+            return result
+
+    class Plain(Body):
+        def forward(self, X):
+            return self.b(torch.tanh(self.a(X).square()))
+
+    model, plain = Registers().double(), Plain()
+    plain.a, plain.b = model.a, model.b
+    before = 0, [*vars(model)], []
+    agrees(model, model.parameters(), data, plain)
+    assert all(now == before for now in seen)
+    assert not model._non_persistent_buffers_set
+
+
+def test_random_states_stay(data):
+    class Draws(Body):
+        def forward(self, X):
+            np.random.rand(), random.random(), torch.rand(1)
+            return super().forward(X)
+
+    def states():
+        return random.getstate(), np.random.get_state()[2], torch.get_rng_state().tolist()
+
+    model = Draws().double().eval()
+    random.seed(0)
+    before = states()
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    H @ np.ones(H.shape[0])
+    assert states() == before
+
+
 # --------------------------------------------------------------- a risk is shared
 
 
@@ -504,6 +614,48 @@ def test_operators_share_a_risk():
         for A, B in zip((H, G, F, J), fresh, strict=True):
             np.testing.assert_allclose(A @ v, B @ v, rtol=1e-10, atol=1e-12)
     assert risk.looks == looks + 1  # one of them looked, for all
+
+
+def test_a_jacobian_of_a_risk_whose_data_has_grown(data):
+    model = mlp(4, 3, 3)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    data.append(data[0])
+    J = JacobianLinearOperator(risk)
+    dense = _jacobian(
+        model(torch.cat([X for X, _ in data])).reshape(-1), list(model.parameters())
+    )
+    torch.testing.assert_close(J.to_dense(), dense, **CLOSE)
+
+
+class Orderly:
+    """Data that begins to shuffle."""
+
+    def __init__(self, batches):
+        self.batches, self.shuffles = batches, False
+
+    def __iter__(self):
+        n = len(self.batches)
+        order = torch.randperm(n).tolist() if self.shuffles else range(n)
+        return (self.batches[i] for i in order)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_order_is_required_after_every_look(data, shared):
+    many = Orderly([(X + i, y) for i in range(6) for X, y in data[:1]])
+    model = mlp(4, 3, 3)
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), model.parameters(), many)
+    J = JacobianLinearOperator(risk)
+    v = np.ones(J.shape[1])
+    J @ v
+    many.shuffles = True
+    if shared:
+        HessianLinearOperator(risk).refresh()
+    else:
+        with pytest.raises(ValueError, match="shuffle=False"):
+            J.refresh()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shuffle=False"):
+            J @ v
 
 
 def test_a_risk_and_its_parts_are_refused(data):

@@ -63,10 +63,14 @@ class KeptLinearizations(Generic[Map]):
         """
         with EXCLUSIVE:
             self._source.survey()
-            if self._ordered:
-                self._source.batches.require_order()
-            self._kept = _Kept(self._source)
-            self.block_state = BlockState()
+            self._begin()
+
+    def _begin(self) -> None:
+        """Keep what belongs to the last look at the source from now on."""
+        if self._ordered:
+            self._source.batches.require_order()
+        self._kept = _Kept(self._source)
+        self.block_state = BlockState()
 
     def __reduce__(self) -> Any:
         """Pickle how the maps are made: graphs cannot be, and are made again on demand."""
@@ -99,7 +103,7 @@ class KeptLinearizations(Generic[Map]):
         if self._source.changed() or self._kept.data_changed():
             self.refresh()
         elif self._kept.look != self._source.looks:  # another operator has looked
-            self._kept = _Kept(self._source)
+            self._begin()
         return self._kept
 
     def _follow_stream(self) -> None:

@@ -8,9 +8,11 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 from torchlinop.autodiff.diagnose import (
-    custom_functions,
     explain,
     is_missing_derivative,
+)
+from torchlinop.autodiff.graphs import (
+    custom_functions,
     once_differentiable_functions,
     require_twice_differentiable,
 )
@@ -343,3 +345,9 @@ def test_custom_functions_of_a_graph():
     assert once_differentiable_functions([value]) == ["Once"]
     assert custom_functions([torch.vmap(Cube.apply)(x)]) == ["VmappedCube"]
     assert custom_functions([x.sin(), torch.ones(2)]) == []
+
+
+def test_control_flow_of_torch_is_once_differentiable():
+    x = torch.ones(2, requires_grad=True)
+    value = torch.ops.higher_order.cond(torch.tensor(True), torch.sin, torch.cos, (x,))
+    assert once_differentiable_functions([value]) == ["CondAutogradOp"]

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.nn.modules import module as module_hooks
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils import _pytree as pytree
+
+from torchlinop.autodiff.graphs import (
+    Output,
+    edges_of,
+    functions_among,
+    leaves_among,
+    marked_once,
+    nodes_between,
+    outputs_of,
+)
 
 #: what torch says when a derivative is missing, and nothing else that it says
 _MISSING = re.compile(
@@ -80,11 +88,13 @@ def explain(
     if loss is not None and isinstance(prediction, Tensor):
         leaf = prediction.detach().requires_grad_()
         value = _attempt(lambda: loss(leaf))
-        failure = _failure(_Call("the loss", _edges(leaf), _outputs(value)))
+        failure = _failure(_Call("the loss", edges_of(leaf), outputs_of(value)))
         failures += [] if failure is None else [failure]
     default = _Failure("the model", _operation_in(str(error)), False, 2)
     if default.operation is None and isinstance(prediction, Tensor):
-        names = [kind.__name__ for kind in _functions(_nodes(_edges(prediction)))]
+        names = [
+            kind.__name__ for kind in functions_among(nodes_between(edges_of(prediction)))
+        ]
         default = default._replace(
             operation=", ".join(names) or None, is_custom=bool(names)
         )
@@ -99,12 +109,7 @@ class _Call(NamedTuple):
 
     where: str
     inputs: list[GradientEdge]
-    outputs: list[_Output]
-
-
-class _Output(NamedTuple):
-    edge: GradientEdge
-    ones: Callable[[], Tensor]
+    outputs: list[Output]
 
 
 class _Failure(NamedTuple):
@@ -127,7 +132,7 @@ def _record(model: Any, evaluate: Callable[[], Any]) -> tuple[list[_Call], Any]:
     entered: list[tuple[nn.Module, list[GradientEdge]]] = []
 
     def enter(module: nn.Module, args: Any) -> None:
-        entered.append((module, _edges(args)))
+        entered.append((module, edges_of(args)))
 
     def leave(module: nn.Module, _: Any, kwargs: Any, output: Any) -> None:
         while entered:  # a call that raised was not left
@@ -140,7 +145,7 @@ def _record(model: Any, evaluate: Callable[[], Any]) -> tuple[list[_Call], Any]:
         name = names.get(id(module))
         where = f"module {name or 'the model itself'!r} ({kind})"
         where = f"a module of type {kind}" if name is None else where
-        calls.append(_Call(where, inputs + _edges(kwargs), _outputs(output)))
+        calls.append(_Call(where, inputs + edges_of(kwargs), outputs_of(output)))
 
     with (
         register_module_forward_pre_hook(enter),
@@ -213,53 +218,14 @@ def _advice(failure: _Failure, order: int) -> str:
     return fix
 
 
-# ----------------------------------------------------------------------- the graph
-
-
-def _edges(tree: Any) -> list[GradientEdge]:
-    """Where the tensors in ``tree`` come from."""
-    return [output.edge for output in _outputs(tree)]
-
-
-def _outputs(tree: Any) -> list[_Output]:
-    """Edges as in :func:`_edges`, each with a function that makes a cotangent."""
-    return [
-        _Output(
-            get_gradient_edge(t),
-            partial(torch.ones, t.shape, dtype=t.dtype, device=t.device),
-        )
-        for t in pytree.tree_leaves(tree)
-        if isinstance(t, Tensor)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and t.requires_grad
-        and t.layout == torch.strided
-    ]
-
-
-def _nodes(
-    outputs: Sequence[GradientEdge], inputs: Sequence[GradientEdge] = ()
-) -> Iterator[Any]:
-    """Nodes of the graph from ``outputs`` back to ``inputs``, these not included."""
-    seen: set[Any] = {edge.node for edge in inputs}
-    stack: list[Any] = [edge.node for edge in outputs]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack.extend(f for f, _ in node.next_functions)
-
-
 def _failure(call: _Call) -> _Failure | None:
     """Differentiate one part of the graph twice; say what is missing."""
     outputs = [output.edge for output in call.outputs]
-    nodes = list(_nodes(outputs, call.inputs))
-    leaves = [n.variable for n in nodes if type(n).__name__ == "AccumulateGrad"]
-    wanted: list[Any] = [*call.inputs, *leaves]
+    nodes = list(nodes_between(outputs, call.inputs))
+    wanted: list[Any] = [*call.inputs, *leaves_among(nodes)]
     if not wanted or not outputs:
         return None
-    once = _once_differentiable(nodes)
+    once = marked_once(nodes)
     if once:
         return _Failure(call.where, ", ".join(once), True, 2)
     cotangents = [output.ones().requires_grad_() for output in call.outputs]
@@ -277,65 +243,11 @@ def _failure(call: _Call) -> _Failure | None:
         if not is_missing_derivative(error):
             return None
         operation = _operation_in(str(error))
-        custom = [kind.__name__ for kind in _functions(nodes)]
+        custom = [kind.__name__ for kind in functions_among(nodes)]
         if operation is None and custom:
             return _Failure(call.where, ", ".join(custom), True, order)
         return _Failure(call.where, operation, False, order)
     return None
-
-
-def custom_functions(outputs: Sequence[Tensor]) -> list[str]:
-    """Names of the user-written autograd.Functions in the graph, without torch's own."""
-    with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
-        return [
-            kind.__name__
-            for kind in _functions(_nodes(_edges(list(outputs))))
-            if not kind.__module__.startswith("torch.")
-            or kind.__module__ == "torch._functorch.autograd_function"  # a user's, in vmap
-        ]
-
-
-def require_twice_differentiable(outputs: Sequence[Tensor]) -> None:
-    """Raise if a Function in the graph has no second derivative by declaration."""
-    names = once_differentiable_functions(outputs)
-    if names:
-        raise RuntimeError(
-            f"trying to differentiate twice {', '.join(names)}, marked with "
-            "@once_differentiable"
-        )
-
-
-def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
-    """Names of the Functions in the graph that are marked ``once_differentiable``.
-
-    Differentiating their gradient again gives no error in PyTorch when only parameters
-    are asked for: the term is silently missing.
-    """
-    with torch._C.DisableTorchFunction():
-        return _once_differentiable(_nodes(_edges(list(outputs))))
-
-
-def _once_differentiable(nodes: Iterable[Any]) -> list[str]:
-    marked = []
-    for kind in _functions(nodes):
-        code = getattr(kind.backward, "__code__", None)
-        if (
-            code is not None
-            and code.co_filename == torch.autograd.function.__file__
-            and hasattr(kind.backward, "__wrapped__")
-        ):
-            marked.append(kind.__name__)
-    return marked
-
-
-def _functions(nodes: Iterable[Any]) -> list[Any]:
-    """The autograd.Functions among the nodes, each once; those of this package aside."""
-    kinds: dict[Any, None] = {}
-    for node in nodes:
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            kind: Any = type(node)
-            kinds[kind._forward_cls] = None
-    return [kind for kind in kinds if not kind.__module__.startswith("torchlinop.")]
 
 
 def _operation_in(message: str) -> str | None:

@@ -52,7 +52,7 @@ def check_hessian(
     leaves
         The point.
     functions
-        Names for the error: :func:`~torchlinop.autodiff.diagnose.custom_functions`.
+        Names for the error: :func:`~torchlinop.autodiff.graphs.custom_functions`.
 
     Raises
     ------

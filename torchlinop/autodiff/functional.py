@@ -168,7 +168,7 @@ class _Copy:
         )  # its parts may refer to it
         new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
         for slots in _SLOTS:  # a forward pass may write into them
-            if new[slots] is state[slots]:
+            if slots in state and new[slots] is state[slots]:
                 new[slots] = state[slots].copy()
         new["_compiled_call_impl"] = None  # of module.compile()
         vars(copied).update(new)
@@ -235,8 +235,8 @@ class _Copy:
 
 #: types that refer to nothing if they are empty
 _CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
-#: where a module keeps what belongs to it
-_SLOTS = ("_parameters", "_buffers", "_modules")
+#: where a module keeps what belongs to it: parameters, buffers, modules, hooks
+_SLOTS = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
 #: where torch.compile keeps the function that it was given
 _COMPILED = "_torchdynamo_orig_callable"
 
@@ -285,11 +285,10 @@ def _contents(cell: types.CellType) -> list[Any]:
         return []
 
 
-def _referent(proxy: Any) -> nn.Module | None:
+def _referent(proxy: Any) -> Any:
     """Return the module that a weak proxy stands for, if it is one that lives."""
     try:
-        bound: Any = proxy.modules if isinstance(proxy, nn.Module) else None
+        method: Any = proxy.modules if isinstance(proxy, nn.Module) else None
+        return getattr(method, "__self__", None)
     except ReferenceError:
         return None
-    module: nn.Module | None = getattr(bound, "__self__", None)
-    return module

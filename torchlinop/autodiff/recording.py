@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 
@@ -25,7 +27,7 @@ def recording(device: torch.device, *, rules: bool = True) -> Iterator[None]:
 
     Gradient mode is on, automatic mixed precision off, fused attention replaced by the
     explicit formula, nothing is compiled or recomputed later (checkpoints), and the
-    random state is restored on the way out.
+    random states (Python's, NumPy's, torch's) are restored on the way out.
 
     Parameters
     ----------
@@ -60,6 +62,7 @@ class _State:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._host = random.getstate(), np.random.get_state()
         self._random = torch.get_rng_state()
         self._random_there = (
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -69,6 +72,8 @@ class _State:
     def restore(self) -> None:
         """Restore what is not as it was."""
         torch._C._set_grad_enabled(self._gradients)
+        random.setstate(self._host[0])
+        np.random.set_state(self._host[1])
         torch.set_rng_state(self._random)
         if self._random_there is not None:
             torch.cuda.set_rng_state(self._random_there, self._device)

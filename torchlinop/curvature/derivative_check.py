@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from torchlinop.autodiff.diagnose import custom_functions
+from torchlinop.autodiff.graphs import custom_functions
 from torchlinop.data import Batch
 from torchlinop.sources import Source
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.autodiff.diagnose import require_twice_differentiable
 from torchlinop.autodiff.differences import check_hessian
+from torchlinop.autodiff.graphs import require_twice_differentiable
 from torchlinop.autodiff.linearize import HessianProduct, retained_bytes
 from torchlinop.autodiff.recording import recording
 from torchlinop.autodiff.replay import Replayed

@@ -73,6 +73,7 @@ class JacobianLinearOperator(TorchLinearOperator):
             raise TypeError("Missing arguments: pass (model, params, data).")
         else:
             source = ModelOnData(model, params, data, Options.of(options))
+        if source.changed():  # it is new, or has changed since it was made
             source.survey()
         source.batches.require_order()
         self.space = source.space

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from torchlinop.autodiff.diagnose import (
-    is_missing_derivative,
-    once_differentiable_functions,
-)
+from torchlinop.autodiff.diagnose import is_missing_derivative
 from torchlinop.autodiff.differences import check_jacobian
+from torchlinop.autodiff.graphs import once_differentiable_functions
 from torchlinop.autodiff.linearize import (
     ForwardJacobianProducts,
     JacobianProducts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlinop.autodiff.functional import scripted_modules
+from torchlinop.autodiff.graphs import leaves_of
 
 
 def mode_sensitive(model: Any) -> list[nn.Module]:
@@ -84,6 +85,22 @@ def require_replaceable(model: Any, params: dict[str, Tensor]) -> None:
                     f"{place or 'The model'} is a TorchScript module, whose parameters "
                     "cannot be replaced and so not be differentiated twice. Pass the "
                     "module that it was scripted or traced from."
+                )
+
+
+def require_replaced(prediction: Tensor, params: Mapping[str, Tensor]) -> None:
+    """Refuse a prediction that depends on the user's parameters, not on their leaves."""
+    chosen = {id(p): name for name, p in params.items()}
+    with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
+        for leaf in leaves_of(prediction):
+            if id(leaf) in chosen:
+                raise ValueError(
+                    f"The prediction depends on {chosen[id(leaf)]!r} on a way on which no "
+                    "other tensor can take its place: by a tensor that was computed from "
+                    "it before and is kept (an attribute, a buffer), or by an "
+                    "autograd.Function that takes it from a global variable or an object "
+                    "that is no module. Compute it in forward from the module's own "
+                    "attribute; a function (params, X) has to use the params it is given."
                 )
 
 

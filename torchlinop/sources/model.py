@@ -26,6 +26,7 @@ from torchlinop.sources.checks import (
     require_real,
     require_repeatable,
     require_replaceable,
+    require_replaced,
 )
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
@@ -107,6 +108,7 @@ class ModelOnData:
                 f"{type(prediction).__name__}. Wrap it in a function (params, X) or a "
                 "module that returns the tensor, for instance output.logits."
             )
+        require_replaced(prediction, self._params)
         return require_real(prediction, "The model")
 
     def _chosen(self, leaves: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -13,6 +13,7 @@ the transforms of ``torch.func``, too.
   ``ctc_loss``, ``multi_margin_loss``, ``multilabel_margin_loss``, fused attention, fused
   recurrent networks on GPUs: there is no second derivative.
 - ``embedding``: sparse gradients cannot be differentiated.
+- ``torch.cond`` and ``while_loop``: the second derivative is silently wrong.
 
 The tests search for more among the functions that a model may call. Known and left as they
 are: ``segment_reduce``, which has no second derivative; ``cholesky_inverse``, whose second

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torchlinop.autodiff.rules.attention as attention
+import torchlinop.autodiff.rules.control_flow as control_flow
 import torchlinop.autodiff.rules.convolutions as convolutions
 import torchlinop.autodiff.rules.embeddings as embeddings
 import torchlinop.autodiff.rules.losses as losses
@@ -20,6 +21,7 @@ from torchlinop.autodiff.rules.functions import Rules, in_transform
 #: compositions of torch's own functions, which every transform can look into
 _CORRECTIONS: Rules = {
     **attention.CORRECTIONS,
+    **control_flow.CORRECTIONS,
     **embeddings.CORRECTIONS,
     **losses.CORRECTIONS,
     **normalizations.CORRECTIONS,
