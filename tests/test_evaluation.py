@@ -588,6 +588,23 @@ def test_random_states_stay(data):
     assert states() == before
 
 
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_that_come_and_go_are_noticed(data, register):
+    model = mlp(4, 3, 3)
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    v = np.ones(H.shape[0])
+    before = H @ v
+    after = register == "register_forward_hook"
+    handle = getattr(model[0], register)(
+        (lambda _, X, out: 2 * out) if after else (lambda _, X: (3 * X[0],))
+    )
+    fresh = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    np.testing.assert_allclose(H @ v, fresh @ v, rtol=1e-10, atol=1e-13)
+    assert np.abs(H @ v - before).max() > 1e-3
+    handle.remove()
+    np.testing.assert_allclose(H @ v, before, rtol=1e-10, atol=1e-13)
+
+
 # --------------------------------------------------------------- a risk is shared
 
 

@@ -61,7 +61,13 @@ class Watch:
                 if isinstance(child, torch.jit.ScriptModule):  # it has no slots
                     watched |= {id(t): t for t in (*child.parameters(), *child.buffers())}
                     continue
-                for slots in (child._parameters, child._buffers, child._modules):
+                for slots in (
+                    child._parameters,
+                    child._buffers,
+                    child._modules,
+                    child._forward_hooks,
+                    child._forward_pre_hooks,
+                ):
                     self._sizes.append((slots, len(slots)))
                     for name, value in slots.items():
                         self._slots.append((slots, name, value))
