@@ -16,7 +16,7 @@ after a change through ``.data`` there, the owner calls ``refresh()``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ class Watch:
         flags: Iterable[nn.Module] = (),
         facts: Iterable[Callable[[], object]] = (),
     ) -> None:
-        self._slots: list[tuple[dict[str, Any], str, object]] = []
-        self._sizes: list[tuple[dict[str, Any], int]] = []
+        self._slots: list[tuple[Mapping[Any, Any], Any, object]] = []
+        self._sizes: list[tuple[Mapping[Any, Any], int]] = []
         watched = {id(t): t for t in tensors}
         for module in modules:
             for child in module.modules():
