@@ -163,13 +163,12 @@ class _Copy:
         if unwrapped(module) is not module:
             kind = _Direct
             state = {k: v for k, v in state.items() if k not in ("forward", "_forward")}
-        self._copies[id(module)] = copied = object.__new__(
-            kind
-        )  # its parts may refer to it
+        copied = object.__new__(kind)
+        self._copies[id(module)] = copied  # its parts may refer to it
         new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
-        for slots in _SLOTS:  # a forward pass may write into them
-            if slots in state and new[slots] is state[slots]:
-                new[slots] = state[slots].copy()
+        for name in _OWN:  # a forward pass may write into them
+            if name in state and new[name] is state[name]:
+                new[name] = state[name].copy()
         new["_compiled_call_impl"] = None  # of module.compile()
         vars(copied).update(new)
         for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
@@ -236,7 +235,7 @@ class _Copy:
 #: types that refer to nothing if they are empty
 _CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
 #: where a module keeps what belongs to it: parameters, buffers, modules, hooks
-_SLOTS = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
+_OWN = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
 #: where torch.compile keeps the function that it was given
 _COMPILED = "_torchdynamo_orig_callable"
 
