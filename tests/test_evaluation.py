@@ -798,11 +798,12 @@ def test_a_refresh_that_fails_changes_nothing():
     problem = classification()
     H = HessianLinearOperator(*problem.arguments)
     v = np.ones(27)
-    expected = H @ v
+    expected, nbytes = H @ v, H._maps.nbytes
     problem.data.append("nonsense")
     with pytest.raises(TypeError, match="has to be a pair"):
         H.refresh()
     problem.data.pop()
+    assert H._maps.nbytes == nbytes > 0
     np.testing.assert_allclose(H @ v, expected, rtol=1e-10, atol=1e-13)
 
 
