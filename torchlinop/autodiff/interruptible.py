@@ -51,3 +51,10 @@ def in_force(mode: InterruptibleMode) -> Iterator[None]:
         mode.over = True
         while torch._C._len_torch_function_stack() > depth:
             torch._C._pop_torch_function_stack()
+
+
+def is_in_force(kind: type[InterruptibleMode]) -> bool:
+    """Whether this thread is in the context of such a mode."""
+    depth = torch._C._len_torch_function_stack()
+    modes = (torch._C._get_function_stack_at(i) for i in range(depth))
+    return any(isinstance(mode, kind) and not mode.over for mode in modes)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 
-from torchlinop.autodiff.interruptible import in_force
+from torchlinop.autodiff.interruptible import in_force, is_in_force
 from torchlinop.autodiff.rules import Corrections, SecondOrderRules
 
 #: held while a model is evaluated or looked at: some flags that are set belong to the
@@ -68,10 +68,14 @@ class _State:
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         )
         self._gradients = torch.is_grad_enabled()
+        self._compiler = sys.modules.get("torch._dynamo.eval_frame")
+        self._stance = getattr(self._compiler, "_stance", None)
 
     def restore(self) -> None:
         """Restore what is not as it was."""
         torch._C._set_grad_enabled(self._gradients)
+        if getattr(self._compiler, "_stance", None) is not self._stance:
+            self._compiler._set_stance(self._stance)  # type: ignore[union-attr]
         random.setstate(self._host[0])
         np.random.set_state(self._host[1])
         torch.set_rng_state(self._random)
@@ -118,14 +122,15 @@ def _without_checkpoints() -> Iterator[None]:
     It would do so in every product, and outside of the rules that held when the model
     was recorded.
     """
-    thread = threading.get_ident()
-    if thread in _recorders:
+    if is_in_force(Corrections):  # within another recording
         yield
         return
+    thread = threading.get_ident()
     module: Any = torch.utils.checkpoint
-    _recorders.add(thread)
-    module.CheckpointFunction, module._checkpoint_hook = _Reentrant, _hook_unless_recording
     try:
+        _recorders.add(thread)
+        module.CheckpointFunction = _Reentrant
+        module._checkpoint_hook = _hook_unless_recording
         yield
     finally:
         _recorders.discard(thread)
