@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torchlinop._space import ParameterSpace, named_parameters
@@ -258,17 +257,3 @@ def _takes_keywords(model: nn.Module, X: Mapping) -> bool:
     """Whether the model's forward pass has the keys of ``X`` as parameters."""
     parameters = inspect.signature(model.forward).parameters
     return len(X) > 0 and all(key in parameters for key in X)
-
-
-def first_gradient(
-    output: Tensor, slope: Tensor, leaves: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """Return the gradient of a scalar with this slope in ``output``, if there is one."""
-    if not output.requires_grad:
-        return {}
-    try:
-        parts = torch.autograd.grad(output, leaves, slope.detach(), allow_unused=True)
-    except (RuntimeError, NotImplementedError):  # explained where it is needed
-        return {}
-    given = [part.reshape(-1) for part in parts if part is not None]
-    return {"gradients": torch.cat(given)} if given else {}

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchlinop._typing import Data, Loss, Model, Parameters, Reduction
 from torchlinop.autodiff.losses import LossFunction, as_loss, is_piecewise_linear
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError, DataSource
-from torchlinop.sources.model import ModelOnData, first_gradient
+from torchlinop.sources.model import ModelOnData
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
 
@@ -184,7 +185,7 @@ class EmpiricalRisk:
             flat = is_piecewise_linear(loss, prediction, batch.y, batch.size)
             slope = loss.gradient(prediction, batch.y, batch.size, 1.0)
             values = {"predictions": prediction.detach(), "losses": slope.detach()}
-            return values | first_gradient(prediction, slope, leaves)
+            return values | _first_gradient(prediction, slope, leaves)
 
         look = self._on_data.look(evaluate, visit)
         normalizer = sum(shares.values()) if loss.reduction == "mean" else 1.0
@@ -227,3 +228,17 @@ def _settings(loss_function: Loss) -> object:
         return None
     settings = vars(loss_function)
     return [settings.get(name) for name in _LOSS_SETTINGS]
+
+
+def _first_gradient(
+    output: Tensor, slope: Tensor, leaves: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """Return the gradient of a scalar with this slope in ``output``, if there is one."""
+    if not output.requires_grad:
+        return {}
+    try:
+        parts = torch.autograd.grad(output, leaves, slope.detach(), allow_unused=True)
+    except (RuntimeError, NotImplementedError):  # explained where it is needed
+        return {}
+    given = [part.reshape(-1) for part in parts if part is not None]
+    return {"gradients": torch.cat(given)} if given else {}

@@ -16,7 +16,6 @@ from torchlinop.autodiff.losses.loss_function import (
     HessianProduct,
     LikelihoodLoss,
     LossFunction,
-    row_dimension,
 )
 from torchlinop.autodiff.losses.recognition import as_loss
 
@@ -27,5 +26,4 @@ __all__ = [
     "LossFunction",
     "as_loss",
     "is_piecewise_linear",
-    "row_dimension",
 ]
