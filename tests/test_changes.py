@@ -519,7 +519,8 @@ def test_an_error_in_one_thread_blocks_no_other():
 def test_unkept_jacobians_live_one_at_a_time(problem, transposed):
     J = JacobianLinearOperator(problem.model, problem.params, problem.data, cache=False)
     A = J.T if transposed else J
-    build, living, most = J._maps._linearize, weakref.WeakSet(), []
+    linearizer, living, most = J._maps._linearizer, weakref.WeakSet(), []
+    build = linearizer.linearize
 
     def counted(batch):
         linear_map = build(batch)
@@ -527,7 +528,7 @@ def test_unkept_jacobians_live_one_at_a_time(problem, transposed):
         most.append(len(living))
         return linear_map
 
-    J._maps._linearize = counted
-    A @ np.ones(A.shape[1])
+    linearizer.linearize = counted
+    A @ np.ones((A.shape[1], 2))
     assert len(most) == 3
     assert max(most) <= 2

@@ -77,9 +77,9 @@ def test_gradient():
 
 @pytest.mark.usefixtures("elsewhere")
 def test_replay_of_numbers():
-    run = record(lambda x: x * 2.0 * 3.0, torch.ones(2, device="cpu"))
-    assert run is not None
-    assert run(torch.ones(2, device="cpu")).tolist() == [6, 6]
+    _, replay = record(lambda x: x * 2.0 * 3.0, torch.ones(2, device="cpu"))
+    assert replay is not None
+    assert replay.run(torch.ones(2, device="cpu")).tolist() == [6, 6]
 
 
 def test_large_vectors_for_a_device_that_is_no_cuda_device():

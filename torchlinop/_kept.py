@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._watch import Watch
-from torchlinop.autodiff.columns import BlockState, apply_rows
+from torchlinop.autodiff.columns import Experience
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
 from torchlinop.sources.protocol import Source
@@ -21,11 +22,28 @@ from torchlinop.sources.protocol import Source
 class LinearMap(Protocol):
     """What one batch contributes, linearized."""
 
-    #: bytes that the linearization keeps alive
-    nbytes: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the linearization keeps alive."""
+
+    @property
+    def calls(self) -> int:
+        """How many single products it has seen."""
 
 
 Map = TypeVar("Map", bound=LinearMap)
+Made = TypeVar("Made", bound=LinearMap, covariant=True)
+
+
+class Linearizer(Protocol[Made]):
+    """Makes the linear map of a batch."""
+
+    def linearize(self, batch: Batch) -> Made:
+        """Linearize a batch, for products that are to come."""
+
+    def passing(self, batch: Batch) -> Made:
+        """Return what may be used once: nothing of it is kept."""
+
 
 #: share of the free memory that is used by default
 _MEMORY_SHARE = 0.5
@@ -38,23 +56,31 @@ class KeptLinearizations(Generic[Map]):
     ----------
     source
         What is linearized.
-    linearize
-        Builds the linear map of one batch.
+    linearizer
+        Builds the linear map of a batch.
     ordered
         Whether the maps belong to places in the order of the data.
+    gather
+        Makes one map of those of all batches.
     """
 
     def __init__(
-        self, source: Source, linearize: Callable[[Batch], Map], *, ordered: bool = False
+        self,
+        source: Source,
+        linearizer: Linearizer[Map],
+        *,
+        ordered: bool = False,
+        gather: Callable[[list[Map]], Map] | None = None,
     ) -> None:
         if ordered:
             source.batches.require_order()
         self._source = source
-        self._linearize = linearize
+        self._linearizer = linearizer
         self._ordered = ordered
+        self._gather = gather
         self._streams: set[torch.cuda.Stream] = set()
-        self.block_state = BlockState()
         self._kept: _Kept[Map] = _Kept(source)
+        self.experience = Experience(self._kept.room)
 
     def refresh(self) -> None:
         """Forget what is kept and look at function and data anew.
@@ -69,13 +95,16 @@ class KeptLinearizations(Generic[Map]):
         """Keep what belongs to the last look at the source from now on."""
         if self._ordered:
             self._source.batches.require_order()
+        expected = max((m.calls for m in self._kept.maps.values()), default=0)
         self._kept = _Kept(self._source)
-        self.block_state = BlockState()
+        self.experience = Experience(self._kept.room, expected)
 
     def __reduce__(self) -> Any:
         """Pickle how the maps are made: graphs cannot be, and are made again on demand."""
-        make = functools.partial(KeptLinearizations, ordered=self._ordered)
-        return make, (self._source, self._linearize)
+        make = functools.partial(
+            KeptLinearizations, ordered=self._ordered, gather=self._gather
+        )
+        return make, (self._source, self._linearizer)
 
     @property
     def nbytes(self) -> int:
@@ -91,12 +120,12 @@ class KeptLinearizations(Generic[Map]):
         with EXCLUSIVE:
             kept = self._up_to_date()
             self._follow_stream()
-            if not kept.complete:
+            if not kept.all:
                 with closing(self._build(kept)) as maps:
                     yield maps
                 self._lead_streams()
                 return
-        yield kept.maps.values()
+        yield kept.all
         self._lead_streams()
 
     def _up_to_date(self) -> _Kept[Map]:
@@ -131,11 +160,16 @@ class KeptLinearizations(Generic[Map]):
             kept.clear()
         for batch in batches:
             linear_map = kept.maps.get(batch.position)
+            if linear_map is None and kept.full:
+                yield self._linearizer.passing(batch)
+                continue
             if linear_map is None:
-                linear_map = self._linearize(batch)
+                linear_map = self._linearizer.linearize(batch)
                 kept.add(batch, linear_map)
             yield linear_map
-        kept.complete = len(kept.maps) == batches.num_batches
+        if len(kept.maps) == batches.num_batches:
+            maps = list(kept.maps.values())
+            kept.all = maps if self._gather is None else [self._gather(maps)]
 
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""
@@ -145,30 +179,6 @@ class KeptLinearizations(Generic[Map]):
             self.refresh()
             return compute()
 
-    def total(self, x: Tensor) -> Tensor:
-        """Sum over the batches of the maps' products with ``x``, ``(N, K) -> (M, K)``.
-
-        The maps are functions of rows, as ``apply_rows`` takes them.
-        """
-        if x.shape[1] == 1:
-            v = x.reshape(-1).contiguous()
-            return self.retrying(lambda: self._sum(lambda f: f(v))).unsqueeze(1)
-        rows = x.T.contiguous()
-        return self.retrying(lambda: self._sum(lambda f: self.block(f, rows, f))).T
-
-    def _sum(self, product: Callable[[Any], Tensor]) -> Tensor:
-        total = None
-        with self.current() as maps:
-            for linear_map in maps:
-                part = product(linear_map)
-                total = part if total is None else total.add_(part)
-        assert total is not None  # no data is no risk
-        return total
-
-    def block(self, function: Any, rows: Tensor, linear_map: LinearMap) -> Tensor:
-        """Apply a function of ``linear_map`` to rows: in blocks where that pays."""
-        return apply_rows(function, rows, nbytes=linear_map.nbytes, state=self.block_state)
-
 
 class _Kept(Generic[Map]):
     """The maps that belong to one look at a source."""
@@ -177,39 +187,46 @@ class _Kept(Generic[Map]):
         self._source = source
         self.look = source.looks
         self._watches: list[Watch] = []
-        self._full = source.options.cache is False
+        #: whether no other map will be kept
+        self.full = source.options.cache is False
         self._budget: float | None = None
         self.maps: dict[int, Map] = {}
-        self.nbytes = 0
-        #: whether there is one of each batch
-        self.complete = False
+        #: what there is to apply, once there is a map of each batch
+        self.all: list[Map] = []
 
     def data_changed(self) -> bool:
         """Whether batches of a loader have changed in place."""
         return any(watch.changed() for watch in self._watches)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the maps hold."""
+        return sum(m.nbytes for m in self.maps.values())
+
+    def room(self) -> float:
+        """Bytes that are left of the budget."""
+        return math.inf if self._budget is None else self._budget - self.nbytes
+
     def clear(self) -> None:
         self.maps.clear()
-        self.nbytes = 0
 
     def add(self, batch: Batch, linear_map: Map) -> None:
         """Keep a map if it fits."""
-        if self._full:
+        if self.full:
             return
         if self._source.options.cache == "auto":
             if self._budget is None:
                 given = self._source.options.memory_budget
                 device = self._source.space.device
                 self._budget = free_memory(device) if given is None else given
-            if self.nbytes + linear_map.nbytes > self._budget:
-                self._full = True
+            if linear_map.nbytes > self.room():
+                self.full = True
                 if self._source.batches.shuffles:  # parts of two orders do not add up
                     self.clear()
                 return
         if not self._source.batches.lasts:  # else the source watches them
             self._watches.append(Watch(batch.sources))
         self.maps[batch.position] = linear_map
-        self.nbytes += linear_map.nbytes
 
 
 def free_memory(device: torch.device) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
-from torchlinop.autodiff.replay import WARM_UP, Replayed
+from torch import Tensor
+from torchlinop.autodiff.columns import WARM_UP, Experience, LinearRows
 
 N = 12
 LENGTH = 12
@@ -277,6 +279,14 @@ PLAIN = [_factor, _scalar, _sum, _zero, _matmul, _view, _view, _index, _complex]
 KINDS = {"plain": PLAIN, "with writes": [*PLAIN, _written, _written]}
 
 
+def as_rows(function: Callable[[Tensor], Tensor]) -> LinearRows:
+    return LinearRows(lambda x, batched=False: function(x), nbytes=0, nodes=1)
+
+
+def is_replayed(rows: LinearRows) -> bool:
+    return rows._run is not None and rows._run is not rows._function
+
+
 def check(seed: int, dtype: torch.dtype, steps: list) -> tuple[float, bool]:
     """Compare a replayed program with itself, and with itself in float64.
 
@@ -284,14 +294,14 @@ def check(seed: int, dtype: torch.dtype, steps: list) -> tuple[float, bool]:
     whether the program was replayed.
     """
     program, precise = Program(seed, dtype, steps), Program(seed, torch.float64, steps)
-    replayed = Replayed()
+    rows, experience = as_rows(program), Experience()
     generator = torch.Generator().manual_seed(seed)
     error = 0.0
     for _ in range(WARM_UP + 4):
         x = torch.randn(N + 3, generator=generator, dtype=torch.float64).to(dtype)[3:]
         kept = x.clone()
         largest = max(v.abs().max().item() for v in precise.values(x.double()))
-        y = replayed(program, x)
+        y = rows.row(x, experience)
         for expected in (program(x), precise(x.double())):
             difference = (y.double() - expected.double()).abs().max().item()
             error = max(error, difference / (torch.finfo(dtype).eps * largest))
@@ -300,4 +310,4 @@ def check(seed: int, dtype: torch.dtype, steps: list) -> tuple[float, bool]:
         y.fill_(torch.nan)  # must reach neither the argument nor the next product
         if not torch.equal(x, kept):
             return float("inf"), True
-    return error, replayed._run is not None
+    return error, is_replayed(rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import weakref
+
 import pytest
 import torch
 from torch import nn
-from torchlinop.autodiff.replay import WARM_UP, Replayed, record
+from torchlinop.autodiff.columns import WARM_UP, Experience, LinearRows
+from torchlinop.autodiff.replay import record
 
 N = 12
 MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
@@ -105,27 +107,32 @@ FUNCTIONS = {
 }
 
 
+def replay_of(function, x):
+    """Return the replay, after the check that recording gives the function's value."""
+    y, replay = record(function, x)
+    torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
+    return replay
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_replay_equals_function(name):
     function = FUNCTIONS[name]
-    replayed = Replayed()
-    for _ in range(WARM_UP + 4):
+    replay = replay_of(function, torch.randn(N, dtype=torch.float64))
+    for _ in range(4):
         x = torch.randn(N, dtype=torch.float64)
         kept = x.clone()
-        y = replayed(function, x)
+        y = replay.run(x)
         torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
         y.fill_(torch.nan)  # must reach neither the argument nor the next product
         assert torch.equal(x, kept)
-    assert replayed._run is not None
 
 
 def test_numbers_that_underflow_together_stay_apart():
-    replayed = Replayed()
-    for _ in range(WARM_UP + 2):
-        y = replayed(
-            lambda x: x * 1e-200 * 1e-200, torch.full((2,), 1e200, dtype=torch.float64)
-        )
-        torch.testing.assert_close(y, torch.full_like(y, 1e-200), rtol=1e-13, atol=0)
+    x = torch.full((2,), 1e200, dtype=torch.float64)
+    replay = replay_of(lambda x: x * 1e-200 * 1e-200, x)
+    torch.testing.assert_close(
+        replay.run(x), torch.full_like(x, 1e-200), rtol=1e-13, atol=0
+    )
 
 
 def test_product_of_a_recorded_gradient():
@@ -144,11 +151,10 @@ def test_product_of_a_recorded_gradient():
         return torch.cat([r.reshape(-1) for r in rows])
 
     v = torch.randn(sum(sizes), dtype=torch.float64)
-    run = record(product, v)
-    assert run is not None
+    replay = replay_of(product, v)
     for _ in range(3):
         v = torch.randn_like(v)
-        torch.testing.assert_close(run(v), product(v), rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(replay.run(v), product(v), rtol=1e-13, atol=1e-13)
 
 
 def test_kernels_without_the_argument_run_once():
@@ -159,9 +165,9 @@ def test_kernels_without_the_argument_run_once():
             calls.append(func)
             return func(*args, **(kwargs or {}))
 
-    run = record(lambda x: x * (MATRIX @ SCALE).exp().sin(), SCALE.clone())
+    replay = replay_of(lambda x: x * (MATRIX @ SCALE).exp().sin(), SCALE.clone())
     with Counting():
-        run(SCALE)
+        replay.run(SCALE)
     assert [str(f) for f in calls] == ["aten.mul.Tensor"]
 
 
@@ -183,8 +189,8 @@ def _refused_below_a_recorder():
         lambda x: x.as_strided((3,), (2,), 1) * 2,  # memory by position
         lambda x: torch.zeros(3, dtype=x.dtype),  # independent of the argument
         lambda x: x.to_sparse().to_dense() * 1,
-        lambda x: x * torch.from_numpy(np.ones(len(x))),  # memory that is not seen
-        lambda x: x * (1 + 1e-14 * float(x.numpy().sum())),  # a number that is not seen
+        lambda x: x * torch.from_numpy(x.numpy() * 0 + x.numpy().sum()),  # not seen
+        lambda x: x * (1 + 1e-9 * float(x.numpy().sum())),  # a number that is not seen
         lambda x: x * (2 + 0 * torch.equal(x, TINY)),
         _through_numpy,
         lambda x: x.view(3, 4).view(-1),  # not memory of its own
@@ -206,11 +212,13 @@ def _refused_below_a_recorder():
     ],
 )
 def test_what_cannot_be_replayed_is_called(function):
-    assert record(function, SCALE.clone()) is None
-    replayed = Replayed()
+    assert replay_of(function, SCALE.clone()) is None
+    rows = LinearRows(lambda x, batched=False: function(x), nbytes=0, nodes=1)
+    experience = Experience()
     for _ in range(WARM_UP + 3):
         x = torch.randn(N, dtype=torch.float64)
-        torch.testing.assert_close(replayed(function, x), function(x))
+        torch.testing.assert_close(rows.row(x, experience), function(x))
+    assert rows.replay_bytes == 0
 
 
 def test_a_function_that_changes_is_not_replayed():
@@ -220,10 +228,37 @@ def test_a_function_that_changes_is_not_replayed():
         state[0] += 1
         return x * state[0]
 
-    assert record(function, SCALE.clone()) is None
+    assert record(function, SCALE.clone())[1] is None
 
 
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
     record(FUNCTIONS["product"], SCALE.clone())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_constants_that_a_replay_holds_are_counted():
+    function = FUNCTIONS["chain of factors"]
+    assert record(function, SCALE.clone())[1].nbytes == N * SCALE.itemsize
+    assert record(FUNCTIONS["product"], SCALE.clone())[1].nbytes == 0  # was there before
+
+
+def test_recording_keeps_no_temporary():
+    alive = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            alive.append(weakref.ref(result))
+            return result
+
+    def function(x):
+        with Watching():  # below the recorder
+            for _ in range(5):
+                x = x * SCALE
+                most.append(sum(r() is not None for r in alive))
+        return x
+
+    most = []
+    record(function, SCALE.clone())
+    assert max(most[:5]) == 1

@@ -1,17 +1,37 @@
-"""Applying a linearization to many vectors: in blocks where that pays and works."""
+"""Applying a linearization to vectors in whichever way has been seen to be cheapest.
+
+One by one, by replaying the kernels, or in blocks: what is faster depends on the model
+and the machine, so it is measured while products are computed that are needed anyway.
+"""
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-#: on a CPU a block pays while it stays in the cache
+from torchlinop.autodiff.replay import Replay, record
+
+#: bytes of the linearization times columns beyond which a block leaves a CPU's caches
 _CPU_BLOCK_BYTES = 4 << 20
-#: on a GPU it pays as long as it fits
+#: share of a GPU's free memory that a block may take
 _GPU_MEMORY_SHARE = 0.2
+#: calls of a function before it may be recorded: the first ones are slower than the rest
+WARM_UP = 3
+#: calls that are to come after these, as far as nothing else is known
+_EXPECTED = 50
+#: seconds per node of a graph: what recording it takes, what a replay saves each time
+_RECORDING, _ENGINE = 60e-6, 2.5e-6
+#: share of a product that a replay saves beside that, by fewer kernels
+_KERNELS = 0.04
+#: a replay that takes more than this part of the function's time is not worth its memory
+_PAYS = 0.97
 
 
 class RowFunction(Protocol):
@@ -21,62 +41,38 @@ class RowFunction(Protocol):
         """Map ``(dim,)`` to ``(dim_out,)``, or ``(K, dim)`` to ``(K, dim_out)``."""
 
 
-def apply_rows(
-    function: RowFunction, rows: Tensor, *, nbytes: int, state: BlockState
-) -> Tensor:
-    """Apply to every row of a ``(K, dim)`` tensor; returns a fresh ``(K, dim_out)``.
+class Experience:
+    """What an operator has learned about applying its linear maps.
 
     Parameters
     ----------
-    function
-        Applied to blocks of rows where that pays and works, else to one row at a time.
-    rows
-        Shape ``(K, dim)``, contiguous; a single row is better given to ``function``.
-    nbytes
-        What the linearization behind ``function`` holds: a measure of the memory that
-        each row of a block takes.
-    state
-        What earlier calls learned about block sizes.
-    """
-    count = rows.shape[0]
-    if count == 0:
-        return function(rows.new_zeros(rows.shape[1])).unsqueeze(0)[:0]
-    chunk = min(count, state.block_size(nbytes, rows.device))
-    if chunk > 1:
-        try:
-            with warnings.catch_warnings():
-                # torch falls back to a loop for operations without a batching rule
-                warnings.filterwarnings("ignore", message="There is a performance drop")
-                blocks = [function(b, batched=True) for b in rows.split(chunk)]
-            return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                state.limit = chunk // 2
-                return apply_rows(function, rows, nbytes=nbytes, state=state)
-            state.limit = 1
-    first = function(rows[0])
-    results = first.new_empty(count, *first.shape)
-    results[0] = first
-    for i in range(1, count):
-        results[i] = function(rows[i])
-    return results
-
-
-class BlockState:
-    """How many vectors a block may hold; learns from failures.
+    room
+        Bytes that replays may take.
+    expected
+        How many products the maps that were replaced by these have seen.
 
     Attributes
     ----------
     limit : int or None
-        Set once a block of vectors has failed: 1 where an operation has no batching
-        rule, half the block after running out of memory.
+        How many vectors a block may hold, once one has failed: 1 where an operation has
+        no batching rule, half the block after running out of memory.
+    replays_pay : bool or None
+        Whether the replay of one map was faster than its function.
+    block_ratio : float or None
+        Time of a column in a block over that of a single product.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, room: Callable[[], float] = lambda: math.inf, expected: int = 0
+    ) -> None:
+        self.room = room
+        self.expected = expected or _EXPECTED
         self.limit: int | None = None
+        self.replays_pay: bool | None = None
+        self.block_ratio: float | None = None
 
     def block_size(self, nbytes: int, device: torch.device) -> int:
-        """Return how many vectors to multiply at once."""
+        """Return how many vectors may be multiplied at once."""
         if self.limit is not None and self.limit <= 1:
             return 1
         if device.type == "cuda":
@@ -85,3 +81,277 @@ class BlockState:
             budget = _CPU_BLOCK_BYTES
         size = max(1, budget // max(nbytes, 1))
         return size if self.limit is None else min(size, self.limit)
+
+
+class Pace:
+    """Seconds that a column takes, alone and in a block: the least that was seen."""
+
+    def __init__(self) -> None:
+        self.single = self.block = math.inf
+        self._blocks = 0
+
+    def note(self, seconds: float, columns: int) -> None:
+        """Remember how long one column took, or a block."""
+        if columns == 1:
+            self.single = min(self.single, seconds)
+        else:
+            self._blocks += 1
+            self.block = min(self.block, seconds / columns)
+
+    def prefers_blocks(self, experience: Experience) -> bool:
+        """Whether the next columns should be a block."""
+        if self._blocks == 0:
+            return experience.block_ratio is None or experience.block_ratio < 1
+        if self._blocks < 2:  # the first one may have been slow for being the first
+            return self.block < 3 * self.single
+        if self.single == math.inf:
+            return False
+        experience.block_ratio = self.block / self.single
+        return self.block < self.single
+
+
+class Rows(ABC):
+    """A linear function of rows, applied to the columns of matrices.
+
+    Attributes
+    ----------
+    pace
+        What its products took.
+    """
+
+    pace: Pace
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """What it holds: a measure of the memory that each row of a block takes."""
+
+    @abstractmethod
+    def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
+        """Apply the function to a contiguous ``(dim,)``.
+
+        ``remaining``: how many calls are to come, this one included, where that is known.
+        """
+
+    @abstractmethod
+    def block(self, rows: Tensor) -> Tensor:
+        """Apply the function to ``(K, dim)`` in one vectorized pass."""
+
+    def apply(
+        self,
+        X: Tensor,
+        out: Tensor,
+        experience: Experience,
+        *,
+        add: bool = False,
+        kept: bool = True,
+    ) -> None:
+        """Apply the function to the columns of ``X``.
+
+        Parameters
+        ----------
+        X
+            Shape ``(dim, K)``.
+        out
+            Shape ``(dim_out, K)``; is written to.
+        experience
+            Of the operator.
+        add
+            Whether results are added to what is in ``out``.
+        kept
+            Whether there will be other calls than these.
+        """
+        write = Tensor.add_ if add else Tensor.copy_
+        count = X.shape[1]
+        done = 0
+        while done < count:
+            size = 1
+            if done + 1 < count:
+                size = min(count - done, experience.block_size(self.nbytes, X.device))
+            if size > 1 and (X.is_cuda or self.pace.prefers_blocks(experience)):
+                rows = X[:, done : done + size].T.contiguous()
+                start = time.perf_counter()
+                results = self._try_block(rows, experience)
+                if results is None:
+                    continue
+                write(out[:, done : done + size], results.T)
+            else:
+                size = 1
+                v = X[:, done].contiguous()
+                start = time.perf_counter()
+                remaining = 0 if kept else count - done
+                write(out[:, done], self.row(v, experience, remaining))
+            self.pace.note(time.perf_counter() - start, size)
+            done += size
+
+    def _try_block(self, rows: Tensor, experience: Experience) -> Tensor | None:
+        """Multiply a block; None, and a smaller limit from now on, if that fails."""
+        try:
+            with warnings.catch_warnings():
+                # torch falls back to a loop for operations without a batching rule
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                return self.block(rows)
+        except torch.OutOfMemoryError:
+            experience.limit = len(rows) // 2
+        except (RuntimeError, NotImplementedError):
+            experience.limit = 1
+        return None
+
+
+class LinearRows(Rows):
+    """A linear function of rows, applied in the cheapest way.
+
+    Parameters
+    ----------
+    function
+        Not to refer to this object: what it holds is to be freed with it.
+    nbytes
+        What the linearization behind ``function`` holds: a measure of the memory that
+        each row of a block takes.
+    nodes
+        Size of its graph.
+
+    Attributes
+    ----------
+    nbytes : int
+        What it keeps alive.
+    calls : int
+        Number of single products.
+    replay_bytes : int
+        What the replay holds beside the linearization.
+    """
+
+    def __init__(self, function: RowFunction, *, nbytes: int, nodes: int) -> None:
+        self._function = function
+        self._nbytes = nbytes
+        self._nodes = nodes
+        self._run: Callable[[Tensor], Tensor] | None = None  # once that is settled
+        self._replay: Replay | None = None  # while it is on trial
+        self._trials = 0
+        self._seconds = math.inf  # the least that a product took
+        self.pace = Pace()
+        self.calls = 0
+        self.replay_bytes = 0
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept alive, in bytes."""
+        return self._nbytes + self.replay_bytes
+
+    def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
+        """Apply the function to a contiguous ``(dim,)``."""
+        self.calls += 1
+        if self._run is not None:
+            return self._run(v)
+        if self._replay is not None:
+            return self._try_replay(self._replay, v, experience)
+        if self._is_worth_recording(experience, remaining):
+            result, replay = record(self._function, v)
+            if replay is None or replay.nbytes > experience.room():
+                self._settle(self._function)
+            else:
+                self._replay, self.replay_bytes = replay, replay.nbytes
+            return result
+        start = time.perf_counter()
+        result = self._function(v)
+        self._seconds = min(self._seconds, time.perf_counter() - start)
+        return result
+
+    def _is_worth_recording(self, experience: Experience, remaining: int) -> bool:
+        """Whether the time that a replay is likely to save is more than it takes."""
+        if self.calls <= WARM_UP or self._seconds == math.inf:
+            return False
+        if experience.replays_pay is False:
+            self._settle(self._function)
+            return False
+        cost = self._nodes * _RECORDING + 2 * self._seconds
+        gain = self._nodes * _ENGINE + _KERNELS * self._seconds
+        return gain * (remaining or max(experience.expected, self.calls)) > cost
+
+    def _try_replay(self, replay: Replay, v: Tensor, experience: Experience) -> Tensor:
+        """Replay, and decide after a few times whether that is faster."""
+        start = time.perf_counter()
+        result = replay.run(v)
+        seconds = time.perf_counter() - start
+        self._trials += 1
+        if seconds <= _PAYS * self._seconds:
+            experience.replays_pay = True
+            self._settle(replay.run)
+        elif self._trials == WARM_UP:
+            experience.replays_pay = False
+            self._settle(self._function)
+            self.replay_bytes = 0
+        return result
+
+    def _settle(self, run: Callable[[Tensor], Tensor]) -> None:
+        self._run, self._replay = run, None
+
+    def block(self, rows: Tensor) -> Tensor:
+        """Apply the function to ``(K, dim)`` in one vectorized pass."""
+        return self._function(rows, batched=True)
+
+
+class SummedRows(Rows):
+    """A sum of linear functions of rows."""
+
+    def __init__(self, parts: Sequence[LinearRows]) -> None:
+        self._parts = parts
+        self.pace = Pace()
+
+    @property
+    def nbytes(self) -> int:
+        """Of the largest part: one is applied after the other."""
+        return max(part.nbytes for part in self._parts)
+
+    def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
+        """Apply the sum to a contiguous ``(dim,)``."""
+        first, *others = self._parts
+        total = first.row(v, experience, remaining)
+        for part in others:
+            total.add_(part.row(v, experience, remaining))
+        return total
+
+    def block(self, rows: Tensor) -> Tensor:
+        """Apply the sum to ``(K, dim)``."""
+        first, *others = self._parts
+        total = first.block(rows)
+        for part in others:
+            total.add_(part.block(rows))
+        return total
+
+
+class PassingRows:
+    """A linear function of rows of which nothing is kept.
+
+    Parameters
+    ----------
+    once
+        Applies the function to one row, at the least cost for that.
+    linearize
+        Makes what applies it to several.
+    """
+
+    nbytes = calls = replay_bytes = 0
+
+    def __init__(
+        self,
+        once: Callable[[Tensor], Tensor],
+        linearize: Callable[[], LinearRows | PassingRows],
+    ) -> None:
+        self._once = once
+        self._linearize = linearize
+
+    def apply(
+        self, X: Tensor, out: Tensor, experience: Experience, *, add: bool = False
+    ) -> None:
+        """Apply the function to the columns of ``X``, as :meth:`Rows.apply`."""
+        if X.shape[1] > 1:
+            rows = self._linearize()
+            assert isinstance(rows, LinearRows)
+            rows.apply(X, out, experience, add=add, kept=False)
+            return
+        result = self._once(X.reshape(-1).contiguous()).unsqueeze(1)
+        if add:
+            out.add_(result)
+        else:
+            out.copy_(result)

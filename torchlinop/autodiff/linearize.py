@@ -11,10 +11,12 @@ Blocks of vectors have the block dimension first: ``(K, *shape)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchlinop.autodiff.recording import recording
 
@@ -27,7 +29,8 @@ class HessianProduct:
     Parameters
     ----------
     gradient
-        Gradient with respect to each of ``parameters``, with its graph.
+        Gradient with respect to each of ``parameters``, with its graph. Only the graph is
+        kept.
     parameters
         The leaves at which the gradient was recorded.
     """
@@ -37,24 +40,24 @@ class HessianProduct:
     ) -> None:
         active = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
         self._active = active if len(active) < len(gradient) else None
-        self._gradient = [g for i in active if (g := gradient[i]) is not None]
+        #: where the gradients come from: whose graphs this linearization keeps alive
+        self.graph = [
+            get_gradient_edge(g) for i in active if (g := gradient[i]) is not None
+        ]
         self._parameters = tuple(parameters)
 
-    @property
-    def graph(self) -> list[Tensor]:
-        """Tensors whose graphs this linearization keeps alive."""
-        return list(self._gradient)
-
-    def __call__(self, v: Sequence[Tensor], *, batched: bool = False) -> list[Tensor]:
+    def __call__(
+        self, v: Sequence[Tensor], *, batched: bool = False, retain: bool = True
+    ) -> list[Tensor]:
         """``H v`` as one tensor per parameter, shaped like ``v``."""
         v_active = v if self._active is None else [v[i] for i in self._active]
         if not v_active:
             return [torch.zeros_like(x) for x in v]
         products = torch.autograd.grad(
-            self._gradient,
+            self.graph,
             self._parameters,
             v_active,
-            retain_graph=True,
+            retain_graph=retain,
             allow_unused=True,
             is_grads_batched=batched,
         )
@@ -70,19 +73,26 @@ class JacobianProducts:
     Parameters
     ----------
     output
-        The function's value, with its graph.
+        The function's value, with its graph. Only the graph is kept.
     parameters
         The leaves at which it was recorded.
+
+    Attributes
+    ----------
+    shape, dtype, device
+        Of the output.
+    graph : list of GradientEdge
+        What this linearization keeps alive.
     """
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        self._parameters = tuple(parameters)
-        self._output = output
-        self.output = output.detach()
-        self._cotangent = torch.zeros_like(self.output, requires_grad=True)
-        self._pullback: list[Tensor] = []
+        self._set_output(output, parameters)
+        # all zeros, as one number
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        self._cotangent = zero.expand(self.shape).requires_grad_()
+        self._pullback: list[GradientEdge] = []
         self._active: list[int] = []
-        if output.requires_grad:
+        if self._output is not None:
             pullback = torch.autograd.grad(
                 output,
                 self._parameters,
@@ -93,12 +103,14 @@ class JacobianProducts:
             for i, z in enumerate(pullback):
                 if z is not None and z.requires_grad:
                     self._active.append(i)
-                    self._pullback.append(z)
+                    self._pullback.append(get_gradient_edge(z))
+            self.graph += self._pullback
 
-    @property
-    def graph(self) -> list[Tensor]:
-        """Tensors whose graphs this linearization keeps alive."""
-        return [self._output, *self._pullback]
+    def _set_output(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
+        self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
+        self._parameters = tuple(parameters)
+        self._output = get_gradient_edge(output) if output.requires_grad else None
+        self.graph = [] if self._output is None else [self._output]
 
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
         """``J v``, shaped like the output."""
@@ -116,13 +128,13 @@ class JacobianProducts:
         )
         if product is None:
             shape = (v[0].shape[0],) if batched else ()
-            return self.output.new_zeros((*shape, *self.output.shape))
+            return v[0].new_zeros((*shape, *self.shape), dtype=self.dtype)
         return product
 
     def vjp(self, u: Tensor, *, batched: bool = False) -> list[Tensor]:
         """``J^T u`` as one tensor per parameter."""
         shape = (u.shape[0],) if batched else ()
-        if not self._output.requires_grad:
+        if self._output is None:
             return [p.new_zeros((*shape, *p.shape)) for p in self._parameters]
         products = torch.autograd.grad(
             self._output,
@@ -146,47 +158,53 @@ class ForwardJacobianProducts(JacobianProducts):
 
     def __init__(self, function: Function, parameters: Sequence[Tensor]) -> None:
         self._function = function
-        self._parameters = tuple(parameters)
-        self._output = function(self._parameters)
-        self.output = self._output.detach()
-
-    @property
-    def graph(self) -> list[Tensor]:
-        """Tensors whose graphs this linearization keeps alive."""
-        return [self._output]
+        self._set_output(function(tuple(parameters)), parameters)
 
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
         """``J v``, shaped like the output."""
         if batched:
             return torch.stack([self.jvp(column) for column in zip(*v, strict=True)])
-        with recording(self.output.device, rules=False), forward_ad.dual_level():
-            duals = [
-                forward_ad.make_dual(p.detach(), t.to(p.dtype))
-                for p, t in zip(self._parameters, v, strict=True)
-            ]
-            tangent = forward_ad.unpack_dual(self._function(duals)).tangent
-        return torch.zeros_like(self.output) if tangent is None else tangent.detach()
+        return forward_derivative(self._function, self._parameters, v)[1]
 
 
-def retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor] = ()) -> int:
-    """Bytes of distinct storages that the graphs of ``tensors`` keep alive.
+def forward_derivative(
+    function: Function, parameters: Sequence[Tensor], v: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Evaluate a function and its derivative along ``v``, by forward mode."""
+    device = parameters[0].device
+    with recording(device, rules=False), torch.no_grad(), forward_ad.dual_level():
+        duals = [
+            forward_ad.make_dual(p.detach(), t.to(p.dtype))
+            for p, t in zip(parameters, v, strict=True)
+        ]
+        value, tangent = forward_ad.unpack_dual(function(duals))
+    return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+class Retained(NamedTuple):
+    """What graphs keep alive."""
+
+    nbytes: int
+    nodes: int
+
+
+def retained(graph: Sequence[GradientEdge], exclude: Sequence[Tensor] = ()) -> Retained:
+    """Bytes of distinct storages that graphs keep alive, and the number of their nodes.
 
     Counts what every node saved for its backward pass, except the storages of
     ``exclude`` (parameters and data, which live anyway).
     """
     with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
-        return _retained_bytes(tensors, exclude)
+        return _retained(graph, exclude)
 
 
-def _retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor]) -> int:
+def _retained(graph: Sequence[GradientEdge], exclude: Sequence[Tensor]) -> Retained:
     seen: set[int] = set()
     for t in exclude:
         _count(t, seen)
     total = 0
     nodes: set[object] = set()
-    stack: list[object] = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    for t in tensors:
-        total += _count(t, seen)
+    stack: list[object] = [edge.node for edge in graph]
     while stack:
         node = stack.pop()
         if node in nodes:
@@ -201,7 +219,7 @@ def _retained_bytes(tensors: Sequence[Tensor], exclude: Sequence[Tensor]) -> int
                 if isinstance(tensor, Tensor):
                     total += _count(tensor, seen)
         stack.extend(f for f, _ in node.next_functions if f is not None)  # type: ignore[attr-defined]
-    return total
+    return Retained(total, len(nodes))
 
 
 def _count(tensor: Tensor, seen: set[int]) -> int:

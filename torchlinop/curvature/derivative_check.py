@@ -23,14 +23,24 @@ class DerivativeCheck:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._look = -1
+        #: whether users' Functions have been found
+        self.custom = False
+
+    def over(self, batch: Batch) -> bool:
+        """Whether nothing is to be checked on a batch, or has been already."""
+        if not self._source.options.check_derivatives or batch.position:
+            return True
+        return self._look == self._source.looks
 
     def due(self, batch: Batch, outputs: Sequence[Tensor]) -> list[str]:
         """Return the names of the Functions that call for it: none if it has been done."""
-        if not self._source.options.check_derivatives or batch.position:
+        if self.over(batch):
             return []
-        if self._look == self._source.looks:
-            return []
-        return custom_functions(outputs)
+        functions = custom_functions(outputs)
+        self.custom = bool(functions)
+        if not functions:
+            self.done()
+        return functions
 
     def done(self) -> None:
         """Check no more until function or data have changed."""

@@ -9,7 +9,7 @@ from torch import Generator, Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.losses import HessianProduct, LikelihoodLoss
-from torchlinop.curvature.gauss_newton import gauss_newton
+from torchlinop.curvature.gauss_newton import BatchGaussNewton
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
@@ -98,7 +98,7 @@ class FisherMCLinearOperator(SummedLinearOperator):
                 "known. Use GGNLinearOperator, which takes any loss."
             )
         sampled = _SampledGradients(self.mc_samples, self.seed)
-        super().__init__(risk, gauss_newton(risk, sampled), ordered=True)
+        super().__init__(risk, BatchGaussNewton(risk, sampled), ordered=True)
 
 
 class EFLinearOperator(SummedLinearOperator):
@@ -145,7 +145,7 @@ class EFLinearOperator(SummedLinearOperator):
         **options: Any,
     ) -> None:
         risk = as_risk(model, loss_function, params, data, options)
-        super().__init__(risk, gauss_newton(risk, _data_gradients))
+        super().__init__(risk, BatchGaussNewton(risk, _data_gradients))
 
 
 class _SampledGradients:

@@ -7,11 +7,12 @@ from functools import partial
 
 from torch import Tensor
 
+from torchlinop.autodiff.columns import LinearRows, PassingRows
 from torchlinop.autodiff.losses import HessianProduct
 from torchlinop.autodiff.recording import recording
-from torchlinop.autodiff.replay import Replayed
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
+from torchlinop.curvature.single_use import SingleUse
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
 
@@ -19,49 +20,54 @@ from torchlinop.sources import EmpiricalRisk
 Middle = Callable[[EmpiricalRisk, Tensor, Batch], HessianProduct]
 
 
-def gauss_newton(risk: EmpiricalRisk, middle: Middle) -> Callable[[Batch], GaussNewtonMap]:
-    """Return the function that linearizes a batch's contribution."""
-    return partial(_gauss_newton_map, risk, middle, DerivativeCheck(risk))
+class BatchGaussNewton:
+    """Linearizes the model on a batch, and puts a matrix between the Jacobians.
 
+    Parameters
+    ----------
+    risk
+        Model, loss and data.
+    middle
+        The matrix.
+    """
 
-def _gauss_newton_map(
-    risk: EmpiricalRisk, middle: Middle, check: DerivativeCheck, batch: Batch
-) -> GaussNewtonMap:
-    jacobian = LinearizedModel(risk, batch, check)
-    with recording(risk.space.device, rules=False):
-        product = middle(risk, jacobian.output, batch)
-
-    def explained(error: Exception) -> Exception:
-        return risk.explained(error, batch, order=1)
-
-    return GaussNewtonMap(jacobian, product, explained)
-
-
-class GaussNewtonMap:
-    """One batch's contribution as a function of rows."""
-
-    def __init__(
-        self,
-        jacobian: LinearizedModel,
-        middle: HessianProduct,
-        explained: Callable[[Exception], Exception],
-    ) -> None:
-        self._jacobian = jacobian
-        self._explained = explained
+    def __init__(self, risk: EmpiricalRisk, middle: Middle) -> None:
+        self._risk = risk
         self._middle = middle
-        self._replayed = Replayed()
-        self.nbytes = jacobian.nbytes
+        self._check = DerivativeCheck(risk)
+        self._single_use = SingleUse(risk, self._check)
 
-    def __call__(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        """Product with a row, or with rows."""
-        if batched:
-            return self._product(v, batched=True)
-        return self._replayed(self._product, v)
+    def linearize(self, batch: Batch) -> LinearRows:
+        """Keep the graphs of the batch's prediction."""
+        jacobian, output = LinearizedModel.of(self._risk, batch, self._check)
+        matrix = self._matrix(output, batch)
+        rows = partial(_product, jacobian, matrix)
+        return LinearRows(rows, nbytes=jacobian.nbytes, nodes=jacobian.nodes)
 
-    def _product(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        u = self._jacobian.jvp(v, batched=batched)
-        try:
-            u = self._middle(u)
-        except (RuntimeError, NotImplementedError) as error:
-            raise self._explained(error) from error
-        return self._jacobian.vjp(u, batched=batched)
+    def passing(self, batch: Batch) -> PassingRows:
+        """Apply the batch's contribution with nothing kept."""
+        return PassingRows(partial(self._once, batch), partial(self.linearize, batch))
+
+    def _matrix(self, output: Tensor, batch: Batch) -> HessianProduct:
+        risk = self._risk
+        with recording(risk.space.device, rules=False):
+            product = self._middle(risk, output, batch)
+
+        def explained(u: Tensor) -> Tensor:
+            try:
+                return product(u)
+            except (RuntimeError, NotImplementedError) as error:
+                raise risk.explained(error, batch, order=1) from error
+
+        return explained
+
+    def _once(self, batch: Batch, v: Tensor) -> Tensor:
+        output, tangent, vjp = self._single_use.derivative(batch, v)
+        return vjp(self._matrix(output, batch)(tangent))
+
+
+def _product(
+    jacobian: LinearizedModel, matrix: HessianProduct, v: Tensor, *, batched: bool = False
+) -> Tensor:
+    """One batch's contribution times a row, or rows."""
+    return jacobian.vjp(matrix(jacobian.jvp(v, batched=batched)), batched=batched)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.losses import HessianProduct
-from torchlinop.curvature.gauss_newton import gauss_newton
+from torchlinop.curvature.gauss_newton import BatchGaussNewton
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
 from torchlinop.sources import EmpiricalRisk
@@ -73,7 +73,7 @@ class GGNLinearOperator(SummedLinearOperator):
                 UserWarning,
                 stacklevel=2,
             )
-        super().__init__(risk, gauss_newton(risk, _loss_hessian))
+        super().__init__(risk, BatchGaussNewton(risk, _loss_hessian))
 
 
 def _loss_hessian(risk: EmpiricalRisk, prediction: Tensor, batch: Batch) -> HessianProduct:

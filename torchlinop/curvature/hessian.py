@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.autodiff.columns import Experience, LinearRows, PassingRows
 from torchlinop.autodiff.differences import check_hessian
 from torchlinop.autodiff.graphs import require_twice_differentiable
-from torchlinop.autodiff.linearize import HessianProduct, retained_bytes
+from torchlinop.autodiff.linearize import HessianProduct, Retained, retained
 from torchlinop.autodiff.recording import recording
-from torchlinop.autodiff.replay import Replayed
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.summed import SummedLinearOperator, as_risk
 from torchlinop.data import Batch
@@ -70,7 +70,7 @@ class HessianLinearOperator(SummedLinearOperator):
             source = model
         else:
             source = as_risk(model, loss_function, params, data, options)
-        super().__init__(source, partial(_hessian_map, source, DerivativeCheck(source)))
+        super().__init__(source, _BatchHessian(source))
 
     @staticmethod
     def from_function(f: Callable[[Any], Tensor], x: Any) -> HessianLinearOperator:
@@ -95,28 +95,58 @@ class HessianLinearOperator(SummedLinearOperator):
         return HessianLinearOperator(TorchFunction(f, x))
 
 
-def _hessian_map(source: ScalarSource, check: DerivativeCheck, batch: Batch) -> _HessianMap:
-    """Linearize the gradient of one batch's share."""
+class _BatchHessian:
+    """Linearizes the gradient of one batch's share of a scalar."""
 
-    def build(leaves: list[Tensor]) -> tuple[HessianProduct, int, list[str]]:
-        output, slope = source.differential(leaves, batch)
+    def __init__(self, source: ScalarSource) -> None:
+        self._source = source
+        self._check = DerivativeCheck(source)
+
+    def linearize(self, batch: Batch) -> LinearRows:
+        """Keep the graph of the batch's gradient."""
+        source = self._source
+
+        def build(leaves: list[Tensor]) -> tuple[HessianProduct, Retained, list[str]]:
+            product, functions = self._recorded(leaves, batch)
+            kept = retained(product.graph, (*leaves, *batch.sources))
+            return product, kept, functions
+
+        product, kept, functions = source.record(batch, build, order=2)
+        if functions:
+            gradient = partial(_gradient, source, batch)
+            check_hessian(gradient, product, source.leaves(), functions)
+            self._check.done()
+        rows = partial(_product, source, batch, product)
+        return LinearRows(rows, nbytes=kept.nbytes, nodes=kept.nodes)
+
+    def passing(self, batch: Batch) -> PassingRows:
+        """Apply the batch's Hessian with nothing kept."""
+        return PassingRows(partial(self._once, batch), partial(self.linearize, batch))
+
+    def _once(self, batch: Batch, v: Tensor) -> Tensor:
+        space = self._source.space
+
+        def build(leaves: list[Tensor]) -> Tensor | None:
+            product, functions = self._recorded(leaves, batch)
+            return None if functions else space.join(product(space.split(v), retain=False))
+
+        result = self._source.record(batch, build, order=2)
+        if result is None:  # to be checked first
+            return self.linearize(batch).row(v, Experience())
+        return result
+
+    def _recorded(
+        self, leaves: list[Tensor], batch: Batch
+    ) -> tuple[HessianProduct, list[str]]:
+        """The product with the batch's Hessian, and the Functions to be checked."""
+        output, slope = self._source.differential(leaves, batch)
         if not output.requires_grad:
-            return HessianProduct([None] * len(leaves), leaves), 0, []
+            return HessianProduct([None] * len(leaves), leaves), []
         require_twice_differentiable([output, slope])
         gradient = torch.autograd.grad(
             output, leaves, slope, create_graph=True, allow_unused=True
         )
-        product = HessianProduct(gradient, leaves)
-        nbytes = retained_bytes(product.graph, (*leaves, *batch.sources))
-        return product, nbytes, check.due(batch, [output, slope])
-
-    product, nbytes, functions = source.record(batch, build, order=2)
-    if functions:
-        check_hessian(
-            partial(_gradient, source, batch), product, source.leaves(), functions
-        )
-        check.done()
-    return _HessianMap(product, source, batch, nbytes)
+        return HessianProduct(gradient, leaves), self._check.due(batch, [output, slope])
 
 
 def _gradient(
@@ -127,27 +157,19 @@ def _gradient(
         return torch.autograd.grad(output, leaves, slope, allow_unused=True)
 
 
-class _HessianMap:
-    """One batch's Hessian as a function of rows."""
-
-    def __init__(
-        self, product: HessianProduct, source: ScalarSource, batch: Batch, nbytes: int
-    ) -> None:
-        self._product = product
-        self._source = source
-        self._batch = batch
-        self._replayed = Replayed()
-        self.nbytes = nbytes
-
-    def __call__(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        if not batched:
-            return self._replayed(self._single, v)
-        space = self._source.space
-        return space.join(self._product(space.split(v), batched=True), batched=True)
-
-    def _single(self, v: Tensor) -> Tensor:
-        space = self._source.space
-        try:
-            return space.join(self._product(space.split(v)))
-        except (RuntimeError, NotImplementedError) as error:
-            raise self._source.explained(error, self._batch, order=2) from error
+def _product(
+    source: ScalarSource,
+    batch: Batch,
+    product: HessianProduct,
+    v: Tensor,
+    *,
+    batched: bool = False,
+) -> Tensor:
+    """One batch's Hessian times a row, or rows."""
+    space = source.space
+    try:
+        return space.join(product(space.split(v), batched=batched), batched=batched)
+    except (RuntimeError, NotImplementedError) as error:
+        if batched:
+            raise
+        raise source.explained(error, batch, order=2) from error

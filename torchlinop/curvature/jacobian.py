@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,11 @@ from torchlinop._kept import KeptLinearizations
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._space import aligned
 from torchlinop._typing import Data, Model, Parameters
+from torchlinop.autodiff.columns import LinearRows, PassingRows
 from torchlinop.autodiff.recording import recording
-from torchlinop.autodiff.replay import Replayed
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
+from torchlinop.curvature.single_use import SingleUse
 from torchlinop.data import Batch
 from torchlinop.sources import (
     EmpiricalRisk,
@@ -77,10 +79,11 @@ class JacobianLinearOperator(TorchLinearOperator):
             source.survey()
         source.batches.require_order()
         self.space = source.space
-        shape = (sum(_output_sizes(source)), self.space.dim)
+        shapes = _output_shapes(source)
+        shape = (sum(map(math.prod, shapes)), self.space.dim)
         super().__init__(shape, self.space.dtype, self.space.device)
         self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(
-            source, partial(_jacobian_map, source, DerivativeCheck(source)), ordered=True
+            source, _BatchJacobian(source, shapes), ordered=True
         )
 
     @staticmethod
@@ -108,33 +111,35 @@ class JacobianLinearOperator(TorchLinearOperator):
         return JacobianLinearOperator(TorchFunction(f, x))
 
     def _apply(self, x: Tensor) -> Tensor:
-        rows = x.T.contiguous()
-
         def compute() -> Tensor:
-            with self._maps.current() as maps:
-                blocks = [self._maps.block(m.forward, rows, m) for m in maps]
-            self._check_outputs(sum(block.shape[1] for block in blocks))
-            return torch.cat(blocks, dim=1) if blocks[1:] else blocks[0]
+            out = x.new_empty(self.shape[0], x.shape[1])
+            for linear_map, here in self._places():
+                linear_map.forward.apply(x, out[here], self._maps.experience)
+            return out
 
-        return self._maps.retrying(compute).T
+        return self._maps.retrying(compute)
 
     def _apply_transpose(self, x: Tensor) -> Tensor:
         def compute() -> Tensor:
-            total = x.new_zeros(x.shape[1], self.space.dim)
-            start = 0
-            with self._maps.current() as maps:
-                for linear_map in maps:
-                    stop = start + linear_map.outputs
-                    self._check_outputs(max(stop, self.shape[0]))
-                    rows = x.T[:, start:stop].contiguous()
-                    total.add_(self._maps.block(linear_map.backward, rows, linear_map))
-                    start = stop
-            self._check_outputs(start)
-            return total
+            out = x.new_zeros(self.shape[1], x.shape[1])
+            for linear_map, here in self._places():
+                linear_map.backward.apply(x[here], out, self._maps.experience, add=True)
+            return out
 
-        return self._maps.retrying(compute).T
+        return self._maps.retrying(compute)
 
-    def _check_outputs(self, count: int) -> None:
+    def _places(self) -> Iterator[tuple[_JacobianMap, slice]]:
+        """Yield each batch's map with its rows."""
+        start = 0
+        with self._maps.current() as maps:
+            for linear_map in maps:
+                stop = start + linear_map.outputs
+                self._require_outputs(max(stop, self.shape[0]))
+                yield linear_map, slice(start, stop)
+                start = stop
+        self._require_outputs(start)
+
+    def _require_outputs(self, count: int) -> None:
         if count != self.shape[0]:
             raise RuntimeError(
                 f"The model now gives {count} outputs on the data; when the Jacobian was "
@@ -164,47 +169,91 @@ class _TransposedJacobian(TorchLinearOperator):
         return self._jacobian
 
 
-def _output_sizes(source: Source) -> list[int]:
-    """Evaluate the source on every batch for the number of its outputs."""
-    sizes = []
+def _output_shapes(source: Source) -> list[torch.Size]:
+    """Evaluate the source on every batch for the shape of its output."""
+    shapes = []
     for batch in source.batches:
         leaves = [leaf.detach() for leaf in source.leaves()]
         with recording(source.space.device, rules=False):
-            sizes.append(source.predict(leaves, batch).numel())
-    return sizes
+            shapes.append(source.predict(leaves, batch).shape)
+    return shapes
 
 
-def _jacobian_map(source: Source, check: DerivativeCheck, batch: Batch) -> _JacobianMap:
-    return _JacobianMap(LinearizedModel(source, batch, check))
+class _BatchJacobian:
+    """Linearizes a source on a batch."""
+
+    def __init__(self, source: Source, shapes: list[torch.Size]) -> None:
+        self._source = source
+        self._shapes = shapes
+        self._check = DerivativeCheck(source)
+        self._single_use = SingleUse(source, self._check)
+
+    def linearize(self, batch: Batch) -> _JacobianMap:
+        """Keep the graphs of the batch's prediction."""
+        model, _ = LinearizedModel.of(self._source, batch, self._check)
+        sizes = {"nbytes": model.nbytes, "nodes": model.nodes}
+        return _JacobianMap(
+            math.prod(model.shape),
+            LinearRows(partial(_jvp, model), **sizes),
+            LinearRows(partial(_vjp, model), **sizes),
+        )
+
+    def passing(self, batch: Batch) -> _JacobianMap:
+        """Apply the batch's Jacobian with nothing kept."""
+        return _JacobianMap(
+            math.prod(self._shapes[batch.position]),
+            PassingRows(
+                partial(self._jvp_once, batch), lambda: self.linearize(batch).forward
+            ),
+            PassingRows(
+                partial(self._vjp_once, batch), lambda: self.linearize(batch).backward
+            ),
+        )
+
+    def _jvp_once(self, batch: Batch, v: Tensor) -> Tensor:
+        return self._single_use.derivative(batch, v).tangent.reshape(-1).to(v.dtype)
+
+    def _vjp_once(self, batch: Batch, u: Tensor) -> Tensor:
+        shape = self._shapes[batch.position]
+        return self._single_use.vjp(
+            batch, u.to(self._source.space.parameter_dtype).view(shape)
+        )
 
 
 class _JacobianMap:
-    """One batch's Jacobian and its transpose as functions of rows."""
+    """One batch's Jacobian, ``J v``, and its transpose, ``J^T u``, as functions of rows."""
 
-    def __init__(self, model: LinearizedModel) -> None:
-        self._model = model
-        self.nbytes = model.nbytes
-        self.outputs = model.output.numel()
-        self._replayed = Replayed(), Replayed()
+    def __init__(
+        self,
+        outputs: int,
+        forward: LinearRows | PassingRows,
+        backward: LinearRows | PassingRows,
+    ) -> None:
+        self.outputs = outputs
+        self.forward = forward
+        self.backward = backward
 
-    def forward(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        """``J v`` for a row, or for rows."""
-        return self._jvp(v, batched=True) if batched else self._replayed[0](self._jvp, v)
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept alive: both directions share the linearization."""
+        return self.forward.nbytes + self.backward.replay_bytes
 
-    def backward(self, u: Tensor, *, batched: bool = False) -> Tensor:
-        """``J^T u`` for a row, or for rows."""
-        return self._vjp(u, batched=True) if batched else self._replayed[1](self._vjp, u)
+    @property
+    def calls(self) -> int:
+        """Number of single products in the direction that has seen more."""
+        return max(self.forward.calls, self.backward.calls)
 
-    def _jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
-        product = self._model.jvp(v, batched=batched)
-        # a fresh tensor in the exchanged dtype, never the graph's own
-        product = product.to(v.dtype, copy=True)
-        return product.reshape(v.shape[0], -1) if batched else product.reshape(-1)
 
-    def _vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
-        output = self._model.output
-        u = u.to(output.dtype)
-        u = u.reshape((u.shape[0], *output.shape) if batched else output.shape)
-        if output.shape[-1:] == (2,):
-            u = aligned(u)
-        return self._model.vjp(u, batched=batched)
+def _jvp(model: LinearizedModel, v: Tensor, *, batched: bool = False) -> Tensor:
+    product = model.jvp(v, batched=batched)
+    # a fresh tensor in the exchanged dtype, never the graph's own
+    product = product.to(v.dtype, copy=True)
+    return product.reshape(v.shape[0], -1) if batched else product.reshape(-1)
+
+
+def _vjp(model: LinearizedModel, u: Tensor, *, batched: bool = False) -> Tensor:
+    u = u.to(model.dtype)
+    u = u.reshape((u.shape[0], *model.shape) if batched else model.shape)
+    if model.shape[-1:] == (2,):
+        u = aligned(u)
+    return model.vjp(u, batched=batched)

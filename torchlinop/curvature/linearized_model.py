@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from torchlinop.autodiff.diagnose import is_missing_derivative
@@ -10,7 +12,8 @@ from torchlinop.autodiff.graphs import once_differentiable_functions
 from torchlinop.autodiff.linearize import (
     ForwardJacobianProducts,
     JacobianProducts,
-    retained_bytes,
+    Retained,
+    retained,
 )
 from torchlinop.autodiff.recording import recording
 from torchlinop.curvature.derivative_check import DerivativeCheck
@@ -27,35 +30,56 @@ class LinearizedModel:
         The function and its point.
     batch
         Its data.
-    check
-        Whether the Jacobian is to be compared with finite differences.
+    products
+        The recorded prediction.
+    kept
+        What they keep alive.
 
     Attributes
     ----------
-    output : Tensor
-        The prediction.
+    shape, dtype
+        Of the prediction.
     nbytes : int
         What the linearization keeps alive.
+    nodes : int
+        Size of its graph.
     """
 
-    def __init__(self, source: Source, batch: Batch, check: DerivativeCheck) -> None:
+    def __init__(
+        self, source: Source, batch: Batch, products: JacobianProducts, kept: Retained
+    ) -> None:
         self._source = source
         self._batch = batch
+        self._products = products
+        self.nbytes, self.nodes = kept
+        self.shape, self.dtype = products.shape, products.dtype
 
-        def build(leaves: list[Tensor]) -> tuple[JacobianProducts, int, list[str]]:
+    @staticmethod
+    def of(
+        source: Source, batch: Batch, check: DerivativeCheck
+    ) -> tuple[LinearizedModel, Tensor]:
+        """Linearize a source on a batch; return the prediction, too, which is not kept.
+
+        ``check`` says whether the Jacobian is to be compared with finite differences.
+        """
+
+        def build(
+            leaves: list[Tensor],
+        ) -> tuple[JacobianProducts, Retained, Tensor, list[str]]:
             prediction = source.predict(leaves, batch)
             if once_differentiable_functions([prediction]):
-                products = self._forward(leaves)
+                products = _forward(source, batch, leaves)
             else:
                 products = JacobianProducts(prediction, leaves)
-            nbytes = retained_bytes(products.graph, (*leaves, *batch.sources))
-            return products, nbytes, check.due(batch, [prediction])
+            kept = retained(products.graph, (*leaves, *batch.sources))
+            return products, kept, prediction.detach(), check.due(batch, [prediction])
 
-        self._products, self.nbytes, functions = source.record(batch, build, order=1)
+        products, kept, output, functions = source.record(batch, build, order=1)
+        model = LinearizedModel(source, batch, products, kept)
         if functions:
-            check_jacobian(self._value, self._jvp_of_parts, source.leaves(), functions)
+            check_jacobian(model._value, model._jvp_of_parts, source.leaves(), functions)
             check.done()
-        self.output = self._products.output
+        return model, output
 
     def jvp(self, v: Tensor, *, batched: bool = False) -> Tensor:
         """``J v`` for a flat ``v``, shaped like the prediction."""
@@ -67,7 +91,8 @@ class LinearizedModel:
                 raise
             if isinstance(self._products, ForwardJacobianProducts):
                 raise self._source.explained(error, self._batch, order=1) from error
-        self._products = self._source.record(self._batch, self._forward, order=1)
+        forward = partial(_forward, self._source, self._batch)
+        self._products = self._source.record(self._batch, forward, order=1)
         return self.jvp(v)
 
     def _jvp_of_parts(self, v: list[Tensor]) -> Tensor:
@@ -77,12 +102,11 @@ class LinearizedModel:
         with recording(self._source.space.device, rules=False):
             return self._source.predict(leaves, self._batch)
 
-    def _forward(self, leaves: list[Tensor]) -> JacobianProducts:
-        return ForwardJacobianProducts(
-            lambda p: self._source.predict(p, self._batch), leaves
-        )
-
     def vjp(self, u: Tensor, *, batched: bool = False) -> Tensor:
         """``J^T u`` as a flat vector, for ``u`` shaped like the prediction."""
         products = self._products.vjp(u, batched=batched)
         return self._source.space.join(products, batched=batched)
+
+
+def _forward(source: Source, batch: Batch, leaves: list[Tensor]) -> JacobianProducts:
+    return ForwardJacobianProducts(lambda p: source.predict(p, batch), leaves)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from torchlinop._kept import KeptLinearizations
+from torchlinop._kept import KeptLinearizations, Linearizer
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.data import Batch
+from torchlinop.autodiff.columns import SummedRows
 from torchlinop.sources import EmpiricalRisk, Source
 
 
@@ -22,8 +21,8 @@ class SummedLinearOperator(TorchLinearOperator):
     ----------
     source
         What is linearized.
-    linearize
-        From a batch to its matrix, as a function of rows.
+    linearizer
+        Makes a function of rows of a batch.
     ordered
         Whether the matrix depends on the order of the data.
 
@@ -34,17 +33,26 @@ class SummedLinearOperator(TorchLinearOperator):
     """
 
     def __init__(
-        self, source: Source, linearize: Callable[[Batch], Any], *, ordered: bool = False
+        self, source: Source, linearizer: Linearizer, *, ordered: bool = False
     ) -> None:
         self.space = source.space
         n = self.space.dim
         super().__init__((n, n), self.space.dtype, self.space.device)
         self._maps: KeptLinearizations = KeptLinearizations(
-            source, linearize, ordered=ordered
+            source, linearizer, ordered=ordered, gather=SummedRows
         )
 
     def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.total(x)
+        return self._maps.retrying(lambda: self._total(x))
+
+    def _total(self, x: Tensor) -> Tensor:
+        out = x.new_empty(x.shape)
+        add = False
+        with self._maps.current() as maps:
+            for function in maps:
+                function.apply(x, out, self._maps.experience, add=add)
+                add = True
+        return out
 
     def _adjoint(self) -> TorchLinearOperator:
         return self

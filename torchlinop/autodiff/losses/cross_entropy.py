@@ -53,7 +53,7 @@ class CrossEntropy(LikelihoodLoss):
         return row_dimension(prediction, classes_first=True)
 
     def _target_mass(self, prediction: Tensor, target: Tensor) -> Tensor:
-        dim = 0 if prediction.ndim == 1 else 1
+        dim = _class_dimension(prediction) % prediction.ndim
         classes = prediction.shape[dim]
         self._check_target(prediction, target, dim)
         per_class = [1] * prediction.ndim
@@ -102,32 +102,51 @@ class CrossEntropy(LikelihoodLoss):
                     f"the prediction has {classes} classes, 0 to {classes - 1}."
                 )
 
-    def _parts(
-        self, prediction: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        dim = -1 if prediction.ndim == 1 else 1 - prediction.ndim
-        prediction = prediction.detach()
-        mass = self._target_mass(prediction, target)
-        return torch.softmax(prediction, dim), mass, mass.sum(dim, keepdim=True), dim
+    def _probabilities(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Softmax of the prediction, and the total mass of each row."""
+        dim = _class_dimension(prediction)
+        if target.is_floating_point() or self.label_smoothing:
+            total = self._target_mass(prediction, target).sum(dim, keepdim=True)
+        else:
+            total = self._row_weight(prediction, target)[0]
+        return torch.softmax(prediction.detach(), dim), total
+
+    def _row_weight(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight of each row with a class index as target, and the index, 0 if ignored."""
+        dim = _class_dimension(prediction)
+        self._check_target(prediction, target, dim % prediction.ndim)
+        kept = (target != self.ignore_index).unsqueeze(dim)
+        index = target.long().unsqueeze(dim).where(kept, 0)
+        weight = kept.to(prediction)
+        if self.weight is not None:
+            weight = weight * self.weight.to(prediction)[index]
+        return weight, index
 
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
-        p, mass, total, dim = self._parts(prediction, target)
-        product = _softmax_hessian(p, (scale * total) * p, dim)
-        gradient = scale * (total * p - mass)
+        dim = _class_dimension(prediction)
+        p, total = self._probabilities(prediction, target)
+        gradient = p * (scale * total)
+        if target.is_floating_point() or self.label_smoothing:
+            gradient -= scale * self._target_mass(prediction.detach(), target)
+        else:  # no tensor of that size for the one class
+            weight, index = self._row_weight(prediction, target)
+            gradient.scatter_add_(dim, index, -scale * weight)
+        product = _softmax_hessian(p, scale * total, dim)
         return ClosedFormGradient.apply(prediction, gradient, product)
 
     def hessian_product(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> HessianProduct:
-        p, _, total, dim = self._parts(prediction, target)
-        return _softmax_hessian(p, (scale * total) * p, dim)
+        p, total = self._probabilities(prediction, target)
+        return _softmax_hessian(p, scale * total, _class_dimension(prediction))
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
     ) -> Tensor:
-        p, _, total, dim = self._parts(prediction, target)
+        dim = _class_dimension(prediction)
+        p, total = self._probabilities(prediction, target)
         rows = p.movedim(dim, -1)  # (*rows, classes)
         shape = (*rows.shape[:-1], mc_samples)
         u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
@@ -142,8 +161,18 @@ class CrossEntropy(LikelihoodLoss):
         return (p - onehot) * total.sqrt()
 
 
-def _softmax_hessian(p: Tensor, weighted_p: Tensor, dim: int) -> HessianProduct:
+def _class_dimension(prediction: Tensor) -> int:
+    """Return the dimension of the classes, counted from the end."""
+    return -1 if prediction.ndim == 1 else 1 - prediction.ndim
+
+
+def _softmax_hessian(p: Tensor, total: Tensor, dim: int) -> HessianProduct:
+    """Product with ``total (diag p - p p^T)``, row by row; ``total`` has one entry each."""
+
     def product(u: Tensor) -> Tensor:
-        return weighted_p * (u - (p * u).sum(dim, keepdim=True))
+        # in place: with a large vocabulary these are the largest tensors there are
+        product = p * u
+        along = product.sum(dim, keepdim=True)
+        return product.addcmul_(p, along, value=-1).mul_(total)
 
     return product

@@ -1,70 +1,89 @@
-"""Functions that are replayed once they have been called a few times."""
+"""Recording a function and writing the replay, if it is one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.replay.recording import record_calls, repeats
+from torchlinop.autodiff.replay.captured import captured
+from torchlinop.autodiff.replay.recording import Call, Recording, record_calls
 from torchlinop.autodiff.replay.selecting import dependent, replayable
 from torchlinop.autodiff.replay.simplifying import simplify
 from torchlinop.autodiff.replay.writing import write
 
-#: calls of a function before it is recorded
-WARM_UP = 3
-
 Function = Callable[[Tensor], Tensor]
 
 
-class Replayed:
-    """Calls of one linear function of a tensor, replayed from the fourth on.
+class Replay(NamedTuple):
+    """The kernels of a function as one function."""
 
-    The function is handed over with each call, so that its owner, which may own this
-    object too, is freed as soon as it is no longer used.
+    run: Function
+    #: what it holds beside what was there before: constants that were computed
+    nbytes: int
+
+
+def record(function: Function, x: Tensor) -> tuple[Tensor, Replay | None]:
+    """Evaluate a linear function at a contiguous ``x`` and look how to replay it.
+
+    Costs two more evaluations, at a random vector, and the time to look at each kernel.
+
+    Parameters
+    ----------
+    function
+        Linear, from a tensor to a fresh tensor.
+    x
+        Its argument.
+
+    Returns
+    -------
+    result : Tensor
+        ``function(x)``.
+    replay : Replay or None
+        None where a replay is not possible: ``function`` reads a value back to the host,
+        refers to memory by position, cannot be called below a recorder, or is not
+        reproduced.
     """
-
-    def __init__(self) -> None:
-        self._run: Function | None = None
-        self._calls = 0
-
-    def __call__(self, function: Function, x: Tensor) -> Tensor:
-        """Evaluate ``function``, always the same one, at a contiguous ``x``."""
-        if self._run is not None:
-            return self._run(x)
-        self._calls += 1
-        if self._calls == WARM_UP + 1:
-            self._run = record(function, x)
-            if self._run is not None:
-                return self._run(x)
-        return function(x)
-
-
-def record(function: Function, x: Tensor) -> Function | None:
-    """Return the kernels of ``function`` as one function, None if it has no replay."""
     try:
         with torch.no_grad():
-            return _record(function, x)
+            result, recording = record_calls(function, x)
+            if recording is None:
+                return result, None
+            return result, _replay(recording, function, x)
     except Exception:  # not below a recorder, no memory for it: the function still works
+        return function(x), None
+
+
+def _replay(recording: Recording, function: Function, x: Tensor) -> Replay | None:
+    calls = dependent(recording)
+    if not replayable(calls, recording):
         return None
-
-
-def _record(function: Function, x: Tensor) -> Function | None:
+    calls, result = simplify(calls, recording)
+    run = write(calls, result, recording.x)
+    nbytes = _computed_bytes(calls)
+    del recording, calls, result  # constants that the replay does not need
     generator = torch.Generator("cpu").manual_seed(0)
     # made on the host: not every device has a generator of its own
     probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
     probe = probe.to(x.device)
-    first, second = record_calls(function, x.clone()), record_calls(function, probe)
-    if first is None or second is None or not repeats(first, second):
+    if not _reproduces(run, function, probe):
         return None
-    del second  # the memory of every temporary
-    calls = dependent(first)
-    if not replayable(calls, first):
-        return None
-    run = write(*simplify(calls, first), first.x)
-    del first, calls
-    return run if _reproduces(run, function, probe) else None
+    if x.is_cuda:
+        run = captured(run, probe)
+    return Replay(run, nbytes)
+
+
+def _computed_bytes(calls: list[Call]) -> int:
+    """Bytes of the constants that did not exist before the recording."""
+    sizes = {}
+    for call in calls:
+        for value in call.inputs:
+            if value.constant is not None and value.memory >= 0:
+                storage = value.constant.untyped_storage()
+                sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
 
 
 def _reproduces(run: Function, function: Function, probe: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchlinop.autodiff.replay.recording import Call, Recording, storage
+from torchlinop.autodiff.replay.recording import Call, Recording
 
 _aten = torch.ops.aten
 
@@ -31,39 +31,41 @@ def dependent(recording: Recording) -> list[Call]:
     anew in every replay. Whatever is written into during the recording counts as
     dependent, since its value at one moment is not what is left of it at the end.
     """
-    calls = recording.calls
-    found = {storage(recording.x)}
-    for call in calls:
-        found.update(storage(t) for t in call.written())
+    found = set(recording.dependent)
     size = 0
     while len(found) != size:
         size = len(found)
-        for call in calls:
-            if any(storage(t) in found for t in call.inputs()):
-                found.update(storage(t) for t in call.outputs())
+        for call in recording.calls:
+            if any(v.memory in found for v in call.inputs):
+                found.update(v.memory for v in call.outputs)
     return [
         call
-        for call in calls
+        for call in recording.calls
         if call.func not in _CHECKS
-        and any(storage(t) in found for t in call.inputs() + call.outputs())
+        and any(v.memory in found for v in (*call.inputs, *call.outputs))
     ]
 
 
 def replayable(calls: list[Call], recording: Recording) -> bool:
     """Whether calling these kernels again gives the result, in memory of its own."""
-    named, made, outside = {id(recording.x)}, {storage(recording.x)}, set()
+    named, made, outside = {recording.x}, {0}, set()
     for call in calls:
-        if not (call.outputs() or call.written()):  # a value is brought back to the host
+        if not (call.outputs or call.written()):  # a value is brought back to the host
             return False
-        if call.func in BY_POSITION and storage(call.args[0]) == storage(recording.x):
+        if call.func in BY_POSITION and call.args[0].memory == 0:
             return False  # the argument may lie elsewhere in its memory
-        for t in call.inputs():
-            if storage(t) not in made:
-                outside.add(storage(t))
-            elif id(t) not in named:  # a view that was made where nobody saw it
+        for value in call.inputs:
+            if value.memory not in made:
+                outside.add(value.memory)
+            elif value not in named:  # a view that was made where nobody saw it
                 return False
-        for t in call.outputs():
-            named.add(id(t))
-            made.update({storage(t)} - outside)
-    made.remove(storage(recording.x))
-    return id(recording.result) in named and storage(recording.result) in made
+            if value not in named and value.constant is None:
+                # it was not known to be needed when it was made
+                value.constant = value.alive()
+                if value.constant is None:
+                    return False
+        for value in call.outputs:
+            named.add(value)
+            made.update({value.memory} - outside)
+    made.remove(0)
+    return recording.result in named and recording.result.memory in made

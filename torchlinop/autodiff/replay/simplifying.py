@@ -13,104 +13,133 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchlinop.autodiff.replay.recording import Call, Recording, storage
+from torchlinop.autodiff.replay.recording import Call, Recording, Value, mapped
 from torchlinop.autodiff.replay.selecting import BY_POSITION
 
 _aten = torch.ops.aten
 
 #: kernels that return their argument under another name
 _IDENTITIES = {_aten.detach.default, _aten.alias.default}
+#: the memory of what is made here: which one is of no matter any more
+_NEW = 1
 
 
-def simplify(calls: list[Call], recording: Recording) -> tuple[list[Call], Tensor]:
-    """Return calls that give the same result, and the tensor that is the result then."""
-    # else values change under their names, or memory would be laid out differently
-    if any(call.written() or call.func in BY_POSITION for call in calls):
-        return calls, recording.result
-    return _in_place(*_reduce(calls, recording))
+def simplify(calls: list[Call], recording: Recording) -> tuple[list[Call], Value]:
+    """Return calls that give the same result, and the value that is the result then."""
+    if any(call.func in BY_POSITION for call in calls):
+        return calls, recording.result  # memory could be laid out differently
+    fixed = _fixed(calls)
+    return _in_place(_reduce(calls, recording, fixed), recording.result, fixed)
 
 
-def _reduce(live: list[Call], recording: Recording) -> tuple[list[Call], Tensor]:
+def _fixed(calls: list[Call]) -> set[Call]:
+    """Return the calls on memory into which something is written, or will be."""
+    fixed: set[Call] = set()
+    to_be_written: set[int] = set()
+    for call in reversed(calls):
+        to_be_written.update(v.memory for v in call.written())
+        if any(v.memory in to_be_written for v in (*call.inputs, *call.outputs)):
+            fixed.add(call)
+    return fixed
+
+
+def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Call]:
     """Drop calls that change nothing and gather constant factors."""
     result = recording.result
-    known = {id(recording.x)} | {id(t) for call in live for t in call.outputs()}
-    replaced: dict[int, Tensor] = {}
-    made_by: dict[int, Call] = {}
+    known = {recording.x}.union(*(call.outputs for call in live))
+    replaced: dict[Value, Value] = {}
+    made_by: dict[Value, Call] = {}
     uses = _uses(live)
 
-    def current(value: Any) -> Any:
-        while isinstance(value, Tensor) and id(value) in replaced:
-            value = replaced[id(value)]
+    def current(value: Value) -> Value:
+        while value in replaced:
+            value = replaced[value]
         return value
 
     kept = []
-    for call in live:
-        args = pytree.tree_map(current, call.args)
-        kwargs = pytree.tree_map(current, call.kwargs)
-        call = Call(call.func, args, kwargs, call.result)
-        same = _same_as(call, made_by, known, recording.x)
+    for original in live:
+        call = original
+        if replaced:
+            args = mapped(current, Value, call.args)
+            kwargs = {k: mapped(current, Value, v) for k, v in call.kwargs.items()}
+            call = Call(call.func, args, kwargs, call.result)
+        if original in fixed:
+            fixed.add(call)
+            kept.append(call)
+            continue
+        same = _same_as(call, made_by, known)
         if same is not None and call.result is not result:
-            replaced[id(call.result)] = same
+            replaced[call.result] = same
             continue
         if call.func is _aten.mul.Tensor:
             call = _gather_factors(call, made_by, known, uses)
         elif call.func is _aten.add.Tensor:
             call = _fuse_product(call, made_by, uses)
-        for t in call.outputs():
-            made_by[id(t)] = call
+        for value in call.outputs:
+            made_by[value] = call
         kept.append(call)
-    return _needed(kept, result), result
+    return _needed(kept, result, fixed)
 
 
-def _uses(calls: list[Call]) -> Counter[int]:
-    """How often each tensor is an argument."""
-    return Counter(id(t) for call in calls for t in call.inputs())
+def _uses(calls: list[Call]) -> Counter[Value]:
+    """How often each value is an argument."""
+    return Counter(v for call in calls for v in call.inputs)
 
 
-def _same_as(
-    call: Call, made_by: dict[int, Call], known: set[int], x: Tensor
-) -> Tensor | None:
-    """Return the tensor that the call's result equals, if there is one."""
+def _same_as(call: Call, made_by: dict[Value, Call], known: set[Value]) -> Value | None:
+    """Return the value that the call's result equals, if there is one."""
     if call.func in _IDENTITIES:
-        return call.args[0]
+        same: Value = call.args[0]
+        return same
     if call.func is _aten.t.default:
-        inner = made_by.get(id(call.args[0]))
+        inner = made_by.get(call.args[0])
         if inner is not None and inner.func is _aten.t.default:
-            return inner.args[0]
+            return inner.inputs[0]
     if call.func is _aten.add.Tensor and not call.kwargs:
         a, b = call.args[:2]
         for term, other in ((a, b), (b, a)):
-            if not isinstance(other, Tensor) or not isinstance(term, Tensor):
+            if not isinstance(other, Value) or not isinstance(term, Value):
                 continue
-            same = term.shape == call.result.shape and term.dtype == call.result.dtype
+            same_kind = (
+                term.shape == call.result.shape
+                and term.strides == call.result.strides
+                and term.dtype == call.result.dtype
+            )
             # the result must not turn out to be a view of the argument
-            fresh = storage(term) != storage(x)
-            if id(other) not in known and same and fresh and not other.any():
+            if same_kind and term.memory != 0 and _is_zero(other, made_by, known):
                 return term
     return None
 
 
+def _is_zero(value: Value, made_by: dict[Value, Call], known: set[Value]) -> bool:
+    """Whether a value is zero whatever the argument is."""
+    if value in known:
+        made = made_by.get(value)
+        return made is not None and made.func is _aten.zeros_like.default
+    assert value.constant is not None
+    return not value.constant.any()
+
+
 def _gather_factors(
-    call: Call, made_by: dict[int, Call], known: set[int], uses: Counter[int]
+    call: Call, made_by: dict[Value, Call], known: set[Value], uses: Counter[Value]
 ) -> Call:
     """Turn ``(u * a) * b`` into ``u * (a * b)`` where ``a`` and ``b`` are constant."""
 
-    def parts(c: Call) -> tuple[Tensor, Any] | None:
+    def parts(c: Call) -> tuple[Value, Any] | None:
         if c.func is _aten.mul.Scalar:
             return c.args[0], c.args[1]
         if c.func is not _aten.mul.Tensor:
             return None
         a, b = c.args
-        if not isinstance(b, Tensor) or id(b) not in known:
-            return (a, b) if isinstance(a, Tensor) and id(a) in known else None
-        return (b, a) if not isinstance(a, Tensor) or id(a) not in known else None
+        if not isinstance(b, Value) or b not in known:
+            return (a, _constant(b)) if isinstance(a, Value) and a in known else None
+        return (b, _constant(a)) if not isinstance(a, Value) or a not in known else None
 
     outer = parts(call)
-    if outer is None or uses[id(outer[0])] != 1:
+    if outer is None or uses[outer[0]] != 1:
         return call
-    inner_call = made_by.get(id(outer[0]))
+    inner_call = made_by.get(outer[0])
     inner = parts(inner_call) if inner_call is not None else None
     if inner is None:
         return call
@@ -123,7 +152,14 @@ def _gather_factors(
         return call
     if _underflows(factor, a, b, call.result.dtype):
         return call
+    if isinstance(factor, Tensor):
+        factor = Value.fixed(factor, _NEW)
     return Call(_aten.mul.Tensor, (u, factor), {}, call.result)
+
+
+def _constant(value: Any) -> Any:
+    """Return a constant as a tensor or a number."""
+    return value.constant if isinstance(value, Value) else value
 
 
 def _underflows(factor: Any, a: Any, b: Any, dtype: torch.dtype) -> bool:
@@ -135,33 +171,35 @@ def _underflows(factor: Any, a: Any, b: Any, dtype: torch.dtype) -> bool:
     return bool(lost.any() if isinstance(lost, Tensor) else lost)
 
 
-def _fuse_product(call: Call, made_by: dict[int, Call], uses: Counter[int]) -> Call:
+def _fuse_product(call: Call, made_by: dict[Value, Call], uses: Counter[Value]) -> Call:
     """Turn ``a + m @ n`` into one call, and drop the expansion of a broadcast ``a``."""
     if call.kwargs:
         return call
     for product, other in (call.args, call.args[::-1]):
-        made = made_by.get(id(product))
+        made = made_by.get(product)
         if made is None or made.func is not _aten.mm.default:
             continue
-        if uses[id(product)] != 1 or not isinstance(other, Tensor):
+        if uses[product] != 1 or not isinstance(other, Value):
             continue
         if product.shape != call.result.shape or other.dtype != product.dtype:
             continue
-        expanded = made_by.get(id(other))
+        if product.strides != call.result.strides:  # those that one kernel would give
+            continue
+        expanded = made_by.get(other)
         if expanded is not None and expanded.func is _aten.expand.default:
             other = expanded.args[0]
         return Call(_aten.addmm.default, (other, *made.args), {}, call.result)
     return call
 
 
-def _needed(calls: list[Call], result: Tensor) -> list[Call]:
+def _needed(calls: list[Call], result: Value, fixed: set[Call]) -> list[Call]:
     """Keep the calls that the result needs."""
-    needed = {id(result)}
+    needed = {result}
     kept = []
     for call in reversed(calls):
-        if any(id(t) in needed for t in call.outputs()):
+        if call in fixed or any(v in needed for v in call.outputs):
             kept.append(call)
-            needed.update(id(t) for t in call.inputs())
+            needed.update(call.inputs)
     return kept[::-1]
 
 
@@ -172,49 +210,55 @@ _WITH_OUTPUT = {
 _RESHAPES = {_aten.view.default, _aten._unsafe_view.default}
 
 
-def _in_place(calls: list[Call], result: Tensor) -> tuple[list[Call], Tensor]:
+def _in_place(
+    calls: list[Call], result: Value, fixed: set[Call]
+) -> tuple[list[Call], Value]:
     """Let matrix products write into their part of a concatenated result."""
     last = calls[-1]
-    if last.func is not _aten.cat.default or last.args[1:] or last.kwargs:
+    if last in fixed or last.func is not _aten.cat.default or last.args[1:] or last.kwargs:
         return calls, result
     pieces = last.args[0]
-    if any(p.ndim != 1 or p.dtype != result.dtype for p in pieces):
+    if any(len(p.shape) != 1 or p.dtype != result.dtype for p in pieces):
         return calls, result
-    made_by = {id(t): call for call in calls for t in call.outputs()}
+    made_by = {v: call for call in calls if call not in fixed for v in call.outputs}
     uses = _uses(calls)
-    out = torch.empty_like(result)
+
+    def place(shape: tuple[int, ...]) -> Value:
+        return Value(shape, result.dtype, result.device, _NEW)
+
+    out = place(result.shape)
     allocation = Call(
         _aten.empty.memory_format,
         (list(result.shape),),
         {"dtype": result.dtype, "device": result.device},
         out,
     )
-    instead: dict[int, list[Call]] = {}
+    instead: dict[Call, list[Call]] = {}
     copies = []
     start = 0
     for piece in pieces:
         stop = start + piece.shape[0]
-        part = out[start:stop]
+        part = place(piece.shape)
         slicing = Call(_aten.slice.Tensor, (out, 0, start, stop), {}, part)
-        reshape = made_by.get(id(piece))
-        product = made_by.get(id(reshape.args[0])) if _is_reshape(reshape) else None
+        reshape = made_by.get(piece)
+        product = made_by.get(reshape.args[0]) if _is_reshape(reshape) else None
         if (
             product is not None
             and product.func in _WITH_OUTPUT
-            and uses[id(product.result)] == uses[id(piece)] == 1
+            and uses[product.result] == uses[piece] == 1
         ):
-            place = part.view(product.result.shape)
-            viewing = Call(_aten.view.default, (part, list(place.shape)), {}, place)
+            there = place(product.result.shape)
+            viewing = Call(_aten.view.default, (part, list(there.shape)), {}, there)
             kernel = _WITH_OUTPUT[product.func]
-            writing = Call(kernel, product.args, {"out": place}, place)
-            instead[id(product)] = [slicing, viewing, writing]
-            instead[id(reshape)] = []
+            writing = Call(kernel, product.args, {"out": there}, there)
+            instead[product] = [slicing, viewing, writing]
+            instead[reshape] = []  # type: ignore[index]
         else:
             copies += [slicing, Call(_aten.copy_.default, (part, piece), {}, part)]
         start = stop
     if not instead:
         return calls, result
-    placed = [c for call in calls[:-1] for c in instead.get(id(call), [call])]
+    placed = [c for call in calls[:-1] for c in instead.get(call, [call])]
     return [allocation, *placed, *copies], out
 
 

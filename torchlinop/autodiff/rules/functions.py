@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd import Function
 
@@ -25,7 +26,11 @@ def in_transform() -> bool:
 
 def is_differentiated(*tensors: Tensor | None) -> bool:
     """Whether somebody may ask for derivatives with respect to one of ``tensors``."""
-    return in_transform() or any(t is not None and t.requires_grad for t in tensors)
+    return (
+        in_transform()
+        or forward_ad._current_level >= 0
+        or any(t is not None and t.requires_grad for t in tensors)
+    )
 
 
 def is_worth_a_function(x: Tensor) -> bool:

@@ -1,0 +1,86 @@
+"""A model's derivatives on a batch for one product, of which nothing is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchlinop.autodiff.linearize import forward_derivative
+from torchlinop.curvature.derivative_check import DerivativeCheck
+from torchlinop.curvature.linearized_model import LinearizedModel
+from torchlinop.data import Batch
+from torchlinop.sources import Source
+
+
+class Derivative(NamedTuple):
+    """A prediction, its derivative along a vector, and what multiplies with ``J^T``."""
+
+    output: Tensor
+    tangent: Tensor
+    vjp: Callable[[Tensor], Tensor]
+
+
+class SingleUse:
+    """``J v`` by forward mode and ``J^T u`` by one backward pass.
+
+    Neither records what only the other one needs, as a linearization does: less memory,
+    and for one product less time. Forward mode is used where it exists and agrees, the
+    first time, with the reverse mode that all else is made of.
+
+    Parameters
+    ----------
+    source
+        The function and its point.
+    check
+        Whether the Jacobian is to be compared with finite differences.
+    """
+
+    def __init__(self, source: Source, check: DerivativeCheck) -> None:
+        self._source = source
+        self._check = check
+        #: whether forward mode works for this function: not known before the first use
+        self._forward_mode: bool | None = None
+
+    def derivative(self, batch: Batch, v: Tensor) -> Derivative:
+        """Evaluate a batch and differentiate along the flat ``v``."""
+        if self._forward_mode and self._check.over(batch) and not self._check.custom:
+            output, tangent = self._forward(batch, v)
+            return Derivative(output, tangent, partial(self.vjp, batch))
+        model, output = LinearizedModel.of(self._source, batch, self._check)
+        tangent = model.jvp(v)
+        if self._forward_mode is None:
+            self._forward_mode = self._forward_agrees(batch, v, tangent)
+        return Derivative(output, tangent, model.vjp)
+
+    def vjp(self, batch: Batch, u: Tensor) -> Tensor:
+        """``J^T u`` as a flat vector, for ``u`` shaped like the batch's prediction."""
+        space = self._source.space
+
+        def build(leaves: list[Tensor]) -> Tensor:
+            output = self._source.predict(leaves, batch)
+            if not output.requires_grad:
+                return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
+            parts = torch.autograd.grad(output, leaves, u, allow_unused=True)
+            pairs = zip(parts, leaves, strict=True)
+            return space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
+
+        return self._source.record(batch, build, order=1)
+
+    def _forward(self, batch: Batch, v: Tensor) -> tuple[Tensor, Tensor]:
+        source = self._source
+        return forward_derivative(
+            lambda leaves: source.predict(leaves, batch),
+            source.leaves(),
+            source.space.split(v),
+        )
+
+    def _forward_agrees(self, batch: Batch, v: Tensor, tangent: Tensor) -> bool:
+        try:
+            error = (self._forward(batch, v)[1] - tangent).norm()
+        except (RuntimeError, NotImplementedError):  # a function without forward mode
+            return False
+        return bool(error <= torch.finfo(tangent.dtype).eps ** 0.5 * tangent.norm())
