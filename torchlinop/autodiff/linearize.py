@@ -16,6 +16,7 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -50,14 +51,7 @@ class HessianProduct:
         v_active = v if self._active is None else [v[i] for i in self._active]
         if not v_active:
             return [torch.zeros_like(x) for x in v]
-        products = torch.autograd.grad(
-            self._gradient,
-            self._parameters,
-            v_active,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        products = backward(self._gradient, self._parameters, v_active, batched=batched)
         return [
             torch.zeros_like(x) if p is None else p
             for p, x in zip(products, v, strict=True)
@@ -83,12 +77,8 @@ class JacobianProducts:
         self._pullback: list[Tensor] = []
         self._active: list[int] = []
         if output.requires_grad:
-            pullback = torch.autograd.grad(
-                output,
-                self._parameters,
-                self._cotangent,
-                create_graph=True,
-                allow_unused=True,
+            pullback = backward(
+                [output], self._parameters, [self._cotangent], create_graph=True
             )
             for i, z in enumerate(pullback):
                 if z is not None and z.requires_grad:
@@ -103,13 +93,11 @@ class JacobianProducts:
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
         """``J v``, shaped like the output."""
         (product,) = (
-            torch.autograd.grad(
+            backward(
                 self._pullback,
-                self._cotangent,
+                [self._cotangent],
                 [v[i] for i in self._active],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=batched,
+                batched=batched,
             )
             if self._active
             else (None,)
@@ -124,14 +112,7 @@ class JacobianProducts:
         shape = (u.shape[0],) if batched else ()
         if not self._output.requires_grad:
             return [p.new_zeros((*shape, *p.shape)) for p in self._parameters]
-        products = torch.autograd.grad(
-            self._output,
-            self._parameters,
-            u,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        products = backward([self._output], self._parameters, [u], batched=batched)
         return [
             g if g is not None else p.new_zeros((*shape, *p.shape))
             for g, p in zip(products, self._parameters, strict=True)

@@ -67,6 +67,10 @@ class _Recorder(TorchDispatchMode):
     #: operators on functions (``torch.cond``) come here, too: they are run, not recorded
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what is not compiled need not be kept from it: a second of imports
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Call] = []
