@@ -20,7 +20,7 @@ LAYERS = [
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
     ["curvature", "solve"],
-    ["reference", "verify"],
+    ["_blas", "reference", "verify"],
     ["__init__"],
     ["compat"],
 ]
