@@ -69,7 +69,7 @@ def test_threads_that_overlap(threads, alive):
         left.set()
         end.wait()
 
-    first = threading.Thread(target=work)
+    first = threading.Thread(target=work, daemon=True)
     first.start()
     inside.wait()
     with single_threaded_blas():
