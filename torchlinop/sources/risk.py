@@ -228,7 +228,7 @@ def _settings(loss_function: Loss) -> object:
     if not isinstance(loss_function, nn.Module):
         return None
     settings = vars(loss_function)
-    return [settings.get(name) for name in _LOSS_SETTINGS]
+    return [*map(settings.get, _LOSS_SETTINGS)]
 
 
 def _first_gradient(
