@@ -20,7 +20,7 @@ LAYERS = [
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
     ["curvature", "solve"],
-    ["reference", "verify"],
+    ["_blas", "reference", "verify"],
     ["__init__"],
     ["compat"],
 ]
@@ -109,6 +109,39 @@ def test_import_needs_no_optional_package():
         "print(sorted(found & {'cupy', 'matplotlib', 'sklearn', 'statsmodels', 'pandas',"
         " 'sympy', 'torch._dynamo'}))"
     )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_products_import_nothing():
+    """SymPy, torch's compiler and profiler take a second, and nothing here needs them."""
+    code = """
+import sys, torch, torchlinop
+from torch import nn
+
+before = set(sys.modules)
+image = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GELU(), nn.Flatten(), nn.Linear(8, 4)
+text = nn.Embedding(4, 4), nn.LayerNorm(4), nn.Flatten(), nn.Linear(8, 4)
+for layers, X in ((image, torch.rand(3, 1, 4, 4)), (text, torch.randint(4, (3, 2)))):
+    model = nn.Sequential(*layers).eval()
+    params, y = list(model.parameters()), torch.randint(4, (3,))
+    data, loss = [(X, y)], nn.CrossEntropyLoss()
+    callable_loss = lambda prediction, target: (prediction**4).mean()
+    for A in (
+        torchlinop.HessianLinearOperator(model, loss, params, data),
+        torchlinop.GGNLinearOperator(model, loss, params, data),
+        torchlinop.GGNLinearOperator(model, callable_loss, params, data, reduction="mean"),
+        torchlinop.FisherMCLinearOperator(model, loss, params, data),
+        torchlinop.JacobianLinearOperator(model, params, data),
+        torchlinop.JacobianLinearOperator(model, params, data).T,
+    ):
+        for _ in range(5):
+            A @ torch.ones(A.shape[1])
+        A @ torch.ones(A.shape[1], 8)
+print(sorted({".".join(m.split(".")[:2]) for m in set(sys.modules) - before}))
+"""
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

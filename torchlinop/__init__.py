@@ -1,6 +1,7 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
 from torchlinop import verify
+from torchlinop._blas import single_threaded_blas
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
@@ -68,6 +69,7 @@ __all__ = [
     "gradient_and_loss",
     "multishift_cg",
     "neumann_scale",
+    "single_threaded_blas",
     "verify",
 ]
 

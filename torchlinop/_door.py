@@ -77,20 +77,20 @@ class Door(LinearOperator):
         if torch.is_autocast_enabled(self.device.type):
             with torch.autocast(self.device.type, enabled=False):
                 return self._product(x)
+        if x.dtype == self.torch_dtype:
+            return self._apply(x)
         if x.dtype.is_complex and not self.torch_dtype.is_complex:
             k = x.shape[1]
             parts = self._apply(torch.cat([x.real, x.imag], dim=1).to(self.torch_dtype))
             return torch.complex(parts[:, :k].contiguous(), parts[:, k:].contiguous())
-        if x.dtype != self.torch_dtype:
-            x = x.to(self.torch_dtype)
-        return self._apply(x)
+        return self._apply(x.to(self.torch_dtype))
 
     def _multiply(self, x: Array, *, adjoint: bool) -> Array:
         """Multiply an array of shape ``(N,)`` or ``(N, K)`` of any kind."""
         operator = self._adjoint() if adjoint else self
         tensor, export = import_array(x, operator.device, operator.torch_dtype)
         if tensor.ndim == 1:
-            return export(operator._product(tensor.unsqueeze(1)).reshape(-1))
+            return export(operator._product(tensor.unsqueeze(1)).squeeze(1))
         return export(operator._product(tensor).contiguous())
 
     # ------------------------------------------------------- SciPy's public methods

@@ -144,10 +144,9 @@ def _as_numpy(x: Any) -> np.ndarray:
 
 def _from_numpy(x: np.ndarray, device: torch.device, dtype: torch.dtype) -> Imported:
     compute = TORCH_TO_NUMPY[dtype]
-    if x.dtype == compute and type(x) is np.ndarray:
-        target = result = compute
-    else:
-        target, result = _numpy_dtypes(x, compute)
+    if device.type == "cpu" and type(x) is np.ndarray and x.dtype == compute:
+        return Imported(_numpy_view_or_copy(x, compute), Tensor.numpy)  # the usual case
+    target, result = _numpy_dtypes(x, compute)
     tensor = _numpy_view_or_copy(x, target)
     if device.type == "cpu":
 
@@ -186,14 +185,13 @@ def _numpy_dtypes(x: np.ndarray, compute: np.dtype) -> tuple[np.dtype, np.dtype]
 
 def _numpy_view_or_copy(x: np.ndarray, dtype: np.dtype) -> Tensor:
     """Share memory if torch can view the array and may alias it, else copy once."""
-    flags = x.flags
     # torch looks at the strides even of a dimension that is 0 or 1 long, which NumPy's
     # contiguous flags pass over
+    size, strides = x.itemsize, x.strides
     viewable = (
         x.dtype == dtype
-        and flags.writeable
-        and flags.aligned
-        and all(s >= 0 and s % x.itemsize == 0 for s in x.strides)
+        and x.flags.behaved  # writeable and aligned
+        and (strides == (size,) or all(s >= 0 and s % size == 0 for s in strides))
     )
     if not viewable:
         x = np.array(x, dtype=dtype, order="C", copy=True)

@@ -53,8 +53,8 @@ class Watch:
         flags: Iterable[nn.Module] = (),
         facts: Iterable[Callable[[], object]] = (),
     ) -> None:
-        self._slots: list[tuple[Mapping[Any, Any], Any, object]] = []
-        self._sizes: list[tuple[Mapping[Any, Any], int]] = []
+        self._slots: list[Mapping[Any, Any]] = []
+        self._entries: list[tuple[Callable[[Any], object], Any, object]] = []
         watched = {id(t): t for t in tensors}
         for module in modules:
             for child in module.modules():
@@ -68,44 +68,44 @@ class Watch:
                     child._forward_hooks,
                     child._forward_pre_hooks,
                 ):
-                    self._sizes.append((slots, len(slots)))
+                    self._slots.append(slots)
                     for name, value in slots.items():
-                        self._slots.append((slots, name, value))
+                        self._entries.append((slots.get, name, value))
                         if isinstance(value, Tensor):
                             watched[id(value)] = value
         everything = [part for t in watched.values() for part in _with_parts(t)]
         # those made in inference mode have no version
-        self._versions = [(t, t._version) for t in everything if not t.is_inference()]
-        tensors = [t for t in everything if _is_plain(t)]
-        self._places = [(t, t.data_ptr()) for t in tensors]
+        self._versioned = [t for t in everything if not t.is_inference()]
+        self._placed = [t for t in everything if _is_plain(t)]
         self._flags = list(flags)
-        self._training = [m.training for m in self._flags]
         self._facts = list(facts)
-        self._truth = [fact() for fact in self._facts]
-        sums = [_checksum_of(t) for t in tensors]
-        self._sums = [(s, s()) for s in sums if s is not None]
+        self._state = self._look()
+        contents = [_content_of(t) for t in self._placed]
+        self._bits = [c for c in contents if isinstance(c, memoryview)]
+        self._copies = [bytearray(bits) for bits in self._bits]
+        self._digests = [c for c in contents if callable(c)]
+        self._sums = [digest() for digest in self._digests]
 
     def changed(self) -> bool:
         """Whether anything differs from when this watch was set up."""
-        for slots, name, value in self._slots:
-            if slots.get(name) is not value:
+        for get, name, value in self._entries:
+            if get(name) is not value:
                 return True
-        for slots, size in self._sizes:
-            if len(slots) != size:
-                return True
-        for tensor, version in self._versions:
-            if tensor._version != version:
-                return True
-        for tensor, pointer in self._places:
-            if tensor.data_ptr() != pointer:
-                return True
-        for module, training in zip(self._flags, self._training, strict=True):
-            if module.training is not training:
-                return True
-        for fact, truth in zip(self._facts, self._truth, strict=True):
-            if fact() != truth:
-                return True
-        return any(checksum() != value for checksum, value in self._sums)
+        return (
+            self._look() != self._state
+            or self._copies != self._bits  # bytearrays compare memory without a copy of it
+            or [digest() for digest in self._digests] != self._sums
+        )
+
+    def _look(self) -> list[object]:
+        """Return what differs after a change, but for content. Costs in every product."""
+        return [
+            *map(len, self._slots),
+            *[t._version for t in self._versioned],
+            *[t.data_ptr() for t in self._placed],
+            *[m.training for m in self._flags],
+            *[fact() for fact in self._facts],
+        ]
 
 
 #: names of the methods that give what a sparse tensor consists of
@@ -140,8 +140,8 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
-    """Return a function that digests the tensor's bits, or None if it has no cheap one."""
+def _content_of(tensor: Tensor) -> memoryview | Callable[[], bytes] | None:
+    """Return the tensor's bits, or a function that digests them, or None on a GPU."""
     if tensor.device.type != "cpu" or tensor.numel() == 0 or tensor.data_ptr() == 0:
         return None
     flat = tensor.detach().as_subclass(Tensor)
@@ -149,7 +149,7 @@ def _checksum_of(tensor: Tensor) -> Callable[[], bytes] | None:
         return lambda: _bytes(flat)
     bits = _memory(flat)
     if bits.size <= _EXACT_BYTES:
-        return bits.tobytes
+        return memoryview(bits.data)
     start = -bits.ctypes.data % 8  # to the first aligned word
     words = bits[start : start + (bits.size - start) // 8 * 8].view(np.uint64)
     ends = bits[:start], bits[start + words.size * 8 :]

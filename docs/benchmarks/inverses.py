@@ -147,6 +147,7 @@ def residual(setting: Setting, X: Tensor, B: Tensor) -> float:
     return (R.norm(dim=0) / B.norm(dim=0)).max().item()
 
 
+@torchlinop.single_threaded_blas()
 def compare(setting: Setting, rounds: int) -> list[str]:
     """Solve in turn by every method; returns lines of a table."""
     methods = {

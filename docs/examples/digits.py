@@ -29,6 +29,7 @@ from torchlinop import (
     JacobianLinearOperator,
     TorchLinearOperator,
     gradient_and_loss,
+    single_threaded_blas,
 )
 
 DTYPE = torch.float64
@@ -372,7 +373,6 @@ def main() -> None:
     parser.add_argument("--output", default="spectrum.png", help="name of the picture")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the network is small: more threads only wait for each other
     model, data, (X, y) = train()
     count = sum(p.numel() for p in model.parameters())
     accuracy = (model(X).argmax(-1) == y).double().mean().item()
@@ -384,7 +384,8 @@ def main() -> None:
         f"{study.gradient.norm().item():.1e}, "
         f"accuracy on 297 unseen digits {accuracy:.1%}"
     )
-    found = with_scipy(study)
+    with single_threaded_blas():  # else its threads wait for work on torch's cores
+        found = with_scipy(study)
     if torch.cuda.is_available() and importlib.util.find_spec("cupy"):
         with_cupyx(study)
     spectra = {

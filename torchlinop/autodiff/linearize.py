@@ -18,6 +18,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -53,13 +54,8 @@ class HessianProduct:
         v_active = v if self._active is None else [v[i] for i in self._active]
         if not v_active:
             return [torch.zeros_like(x) for x in v]
-        products = torch.autograd.grad(
-            self.graph,
-            self._parameters,
-            v_active,
-            retain_graph=retain,
-            allow_unused=True,
-            is_grads_batched=batched,
+        products = backward(
+            self.graph, self._parameters, v_active, retain_graph=retain, batched=batched
         )
         return [
             torch.zeros_like(x) if p is None else p
@@ -93,12 +89,8 @@ class JacobianProducts:
         self._pullback: list[GradientEdge] = []
         self._active: list[int] = []
         if self._output is not None:
-            pullback = torch.autograd.grad(
-                output,
-                self._parameters,
-                self._cotangent,
-                create_graph=True,
-                allow_unused=True,
+            pullback = backward(
+                [output], self._parameters, [self._cotangent], create_graph=True
             )
             for i, z in enumerate(pullback):
                 if z is not None and z.requires_grad:
@@ -115,13 +107,11 @@ class JacobianProducts:
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
         """``J v``, shaped like the output."""
         (product,) = (
-            torch.autograd.grad(
+            backward(
                 self._pullback,
-                self._cotangent,
+                [self._cotangent],
                 [v[i] for i in self._active],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=batched,
+                batched=batched,
             )
             if self._active
             else (None,)
@@ -136,14 +126,7 @@ class JacobianProducts:
         shape = (u.shape[0],) if batched else ()
         if self._output is None:
             return [p.new_zeros((*shape, *p.shape)) for p in self._parameters]
-        products = torch.autograd.grad(
-            self._output,
-            self._parameters,
-            u,
-            retain_graph=True,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        products = backward([self._output], self._parameters, [u], batched=batched)
         return [
             g if g is not None else p.new_zeros((*shape, *p.shape))
             for g, p in zip(products, self._parameters, strict=True)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.columns import Experience, LinearRows, PassingRows
 from torchlinop.autodiff.differences import check_hessian
 from torchlinop.autodiff.graphs import require_twice_differentiable
@@ -143,9 +143,7 @@ class _BatchHessian:
         if not output.requires_grad:
             return HessianProduct([None] * len(leaves), leaves), []
         require_twice_differentiable([output, slope])
-        gradient = torch.autograd.grad(
-            output, leaves, slope, create_graph=True, allow_unused=True
-        )
+        gradient = backward([output], leaves, [slope], create_graph=True)
         return HessianProduct(gradient, leaves), self._check.due(batch, [output, slope])
 
 
@@ -154,7 +152,7 @@ def _gradient(
 ) -> tuple[Tensor | None, ...]:
     with recording(source.space.device, rules=False):
         output, slope = source.differential(leaves, batch)
-        return torch.autograd.grad(output, leaves, slope, allow_unused=True)
+        return backward([output], leaves, [slope], retain_graph=False)
 
 
 def _product(

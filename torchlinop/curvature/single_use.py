@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
@@ -64,7 +65,7 @@ class SingleUse:
             output = self._source.predict(leaves, batch)
             if not output.requires_grad:
                 return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
-            parts = torch.autograd.grad(output, leaves, u, allow_unused=True)
+            parts = backward([output], leaves, [u], retain_graph=False)
             pairs = zip(parts, leaves, strict=True)
             return space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
 

@@ -43,7 +43,7 @@ class SummedLinearOperator(TorchLinearOperator):
         )
 
     def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.retrying(lambda: self._total(x))
+        return self._maps.retrying(self._total, x)
 
     def _total(self, x: Tensor) -> Tensor:
         out = x.new_empty(x.shape)

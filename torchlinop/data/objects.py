@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import sys
 import types
 import warnings
@@ -227,24 +228,24 @@ def warn_of_hiding(kind: type) -> None:
 
 
 class SameObjects:
-    """Equal to another list of items whose parts are the very same."""
+    """Recognizes a list of items whose parts are the very same."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self._parts: list[Any] = []
-        for item in items:
-            if type(item) is tuple and all(type(part) is Tensor for part in item):
-                self._parts.append(item)  # nothing in it can be replaced
-            else:
-                self._parts += leaves(item)
+        self._items = list(items)
+        #: of items in which something can be replaced
+        self._open = [item for item in self._items if not _is_closed(item)]
+        self._parts = list(leaves(self._open))
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, SameObjects)
-            and len(self._parts) == len(other._parts)
-            and all(map(_is_same, self._parts, other._parts))
-        )
+    def are(self, items: Any) -> bool:
+        """Whether these are the same items, with the same parts."""
+        if len(items) != len(self._items) or not all(map(operator.is_, items, self._items)):
+            return False
+        parts = list(leaves(self._open)) if self._open else []
+        return len(parts) == len(self._parts) and all(map(_is_same, parts, self._parts))
 
-    __hash__ = None  # type: ignore[assignment]
+
+def _is_closed(item: Any) -> bool:
+    return type(item) is tuple and all(type(part) is Tensor for part in item)
 
 
 def _is_same(a: Any, b: Any) -> bool:

@@ -95,6 +95,7 @@ class DataSource:
         self._progressbar = progressbar
         self._survey = Survey()
         self._hiding: set[type] = set()
+        self._same: SameObjects | None = None
 
     def survey(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         """Pass over the data, ``look`` at every batch, and say what is there.
@@ -173,8 +174,10 @@ class DataSource:
         return tensors_of(self._data) if self.lasts else []
 
     def identity(self) -> object:
-        """Return what is compared to notice that parts of a list were replaced."""
-        return SameObjects(self._data) if self.lasts else None
+        """Return an object that is another one after parts of a list were replaced."""
+        if self.lasts and (self._same is None or not self._same.are(self._data)):
+            self._same = SameObjects(self._data)
+        return self._same
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, on the device; notice data that changed between passes.

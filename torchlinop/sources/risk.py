@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlinop._typing import Data, Loss, Model, Parameters, Reduction
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.losses import LossFunction, as_loss, is_piecewise_linear
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError, DataSource
@@ -227,7 +228,7 @@ def _settings(loss_function: Loss) -> object:
     if not isinstance(loss_function, nn.Module):
         return None
     settings = vars(loss_function)
-    return [settings.get(name) for name in _LOSS_SETTINGS]
+    return [*map(settings.get, _LOSS_SETTINGS)]
 
 
 def _first_gradient(
@@ -237,7 +238,7 @@ def _first_gradient(
     if not output.requires_grad:
         return {}
     try:
-        parts = torch.autograd.grad(output, leaves, slope.detach(), allow_unused=True)
+        parts = backward([output], leaves, [slope.detach()], retain_graph=False)
     except (RuntimeError, NotImplementedError):  # explained where it is needed
         return {}
     given = [part.reshape(-1) for part in parts if part is not None]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._typing import Loss, Reduction
+from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.losses.loss_function import (
     HessianProduct,
     LossFunction,
@@ -81,14 +82,8 @@ class CallableLoss(LossFunction):
         def product(u: Tensor) -> Tensor:
             if not gradient.requires_grad:  # piecewise linear
                 return torch.zeros_like(u)
-            (out,) = torch.autograd.grad(
-                gradient,
-                prediction,
-                u,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=u.ndim > prediction.ndim,
-            )
+            batched = u.ndim > prediction.ndim
+            (out,) = backward([gradient], [prediction], [u], batched=batched)
             return torch.zeros_like(u) if out is None else out
 
         return product

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,7 +147,8 @@ def _gather_factors(
     u, a, b = inner[0], inner[1], outer[1]
     factor = a * b
     shape = factor.shape if isinstance(factor, Tensor) else ()
-    if torch.broadcast_shapes(u.shape, shape) != call.result.shape:
+    # by NumPy: torch would import SymPy for it
+    if np.broadcast_shapes(u.shape, shape) != call.result.shape:
         return call
     if isinstance(factor, Tensor) and factor.dtype != call.result.dtype:
         return call
