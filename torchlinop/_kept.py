@@ -136,6 +136,8 @@ class KeptLinearizations(Generic[Map]):
                 kept.add(batch, linear_map)
             yield linear_map
         kept.complete = len(kept.maps) == batches.num_batches
+        if kept.complete:
+            batches.rest()
 
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""

@@ -108,6 +108,8 @@ def moved(value: Any, device: torch.device) -> Any:
     def to_device(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        if device.type == "cuda" and _may_be_pinned(leaf):
+            leaf = leaf.pin_memory()  # else the host waits for the copy
         here = leaf.to(device, non_blocking=True)
         return here.clone() if here.is_inference() else here
 
@@ -192,6 +194,15 @@ class _Rebuild:
         return new
 
 
+def _may_be_pinned(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and type(tensor) is Tensor
+        and not tensor.is_nested
+    )
+
+
 def _without_inference(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
@@ -241,13 +252,14 @@ class SameObjects:
         return (
             isinstance(other, SameObjects)
             and len(self._parts) == len(other._parts)
-            and all(map(_is_same, self._parts, other._parts))
+            and all(map(is_same, self._parts, other._parts))
         )
 
     __hash__ = None  # type: ignore[assignment]
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values are one object, or equal numbers or strings."""
     return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and bool(a == b))
 
 

@@ -19,6 +19,8 @@ from torchlinop.data.digests import Content, content, leading
 from torchlinop.data.objects import SameObjects, hiding, tensors_of, warn_of_hiding
 from torchlinop.data.repeats import Repeats, compare, index_order, invariant_total
 from torchlinop.data.seeds import seeded_pass
+from torchlinop.data.transfer import transferred
+from torchlinop.data.workers import KeptWorkers
 
 
 class DataChangedError(RuntimeError):
@@ -95,6 +97,7 @@ class DataSource:
         self._progressbar = progressbar
         self._survey = Survey()
         self._hiding: set[type] = set()
+        self._workers = KeptWorkers.of(data, device)
 
     def survey(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         """Pass over the data, ``look`` at every batch, and say what is there.
@@ -115,6 +118,14 @@ class DataSource:
         ValueError
             The data is empty or random.
         """
+        self.rest()  # new workers copy the data set as it is now
+        try:
+            return self._look_at_all(look, check=check)
+        except BaseException:
+            self.rest()
+            raise
+
+    def _look_at_all(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         check = check and not self.lasts
         shuffles = False if self.lasts else index_order(self._data, check=check)
         digests: list[int] = []
@@ -176,6 +187,11 @@ class DataSource:
         """Return what is compared to notice that parts of a list were replaced."""
         return SameObjects(self._data) if self.lasts else None
 
+    def rest(self) -> None:
+        """End the worker processes that wait for the next pass."""
+        if self._workers is not None:
+            self._workers.stop()
+
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, on the device; notice data that changed between passes.
 
@@ -185,16 +201,22 @@ class DataSource:
             Something else came than in the pass of the accepted survey. If the order
             changes, that shows at the end of a pass.
         """
+        return transferred(self._unchanged(), self._device)
+
+    def _unchanged(self) -> Iterator[Batch]:
+        """Yield the batches of an accepted survey, where they are."""
         survey = self._survey
         contents: list[Content] = []
         number = 0
         for batch in self._batches(self._data, 0, progressbar=self._progressbar):
             number += 1
-            if not survey.repeats.shuffles:
+            if self.lasts:
+                pass  # it is watched
+            elif not survey.repeats.shuffles:
                 _require_digest(batch, survey.digests)
             elif survey.total is not None:
                 contents.append(content(batch))
-            yield batch.to(self._device)
+            yield batch
         if number != len(survey.digests):
             raise DataChangedError(
                 f"The data yielded {number} batches in this pass and "
@@ -211,7 +233,8 @@ class DataSource:
     def _batches(
         self, data: Iterable[Any], seed: int, *, progressbar: bool = False
     ) -> Generator[Batch]:
-        items = data if self.lasts else seeded_pass(data, seed)
+        reader = self._workers if data is self._data else None
+        items = data if self.lasts else seeded_pass(data, seed, reader=reader)
         if progressbar:
             items = tqdm(items, total=self.num_batches or None, desc="batches")
         for position, item in enumerate(items):
