@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from torchlinop._joining import groups, linearized_as_one
 from torchlinop._watch import Watch
 from torchlinop.autodiff.columns import BlockState, apply_rows
 from torchlinop.autodiff.recording import EXCLUSIVE
@@ -29,6 +30,8 @@ Map = TypeVar("Map", bound=LinearMap)
 
 #: share of the free memory that is used by default
 _MEMORY_SHARE = 0.5
+#: products with kept linearizations before those of small batches are joined
+_WARM_UP = 2
 
 
 class KeptLinearizations(Generic[Map]):
@@ -52,6 +55,8 @@ class KeptLinearizations(Generic[Map]):
         self._source = source
         self._linearize = linearize
         self._ordered = ordered
+        #: whether maps of several batches may be made one, until that has failed
+        self._joins = not ordered and source.options.check_deterministic
         self._streams: set[torch.cuda.Stream] = set()
         self.block_state = BlockState()
         self._kept: _Kept[Map] = _Kept(source)
@@ -96,6 +101,7 @@ class KeptLinearizations(Generic[Map]):
                     yield maps
                 self._lead_streams()
                 return
+            self._join(kept)
         yield kept.maps.values()
         self._lead_streams()
 
@@ -139,6 +145,25 @@ class KeptLinearizations(Generic[Map]):
         if kept.complete:
             batches.rest()
 
+    def _join(self, kept: _Kept[Map]) -> None:
+        """Make one map of those of small batches, once a few products were asked for."""
+        kept.products += 1
+        if kept.products != _WARM_UP or not self._joins:
+            return
+        space = self._source.space
+        v = torch.empty(space.dim, dtype=space.dtype, device=space.device)
+        for group in groups({i: kept.maps[i].nbytes for i in kept.batches}):
+            batches = [kept.batches[i] for i in group]
+            maps = [kept.maps[i] for i in group]
+            if not kept.has_room(sum(linear_map.nbytes for linear_map in maps)):
+                break
+            whole = linearized_as_one(batches, maps, self._linearize, v)
+            if whole is None:
+                self._joins = False
+                break
+            kept.replace(group, whole)
+        kept.batches.clear()
+
     def retrying(self, compute: Callable[[], Tensor]) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""
         try:
@@ -180,8 +205,11 @@ class _Kept(Generic[Map]):
         self.look = source.looks
         self._watches: list[Watch] = []
         self._full = source.options.cache is False
-        self._budget: float | None = None
         self.maps: dict[int, Map] = {}
+        #: of the maps, as long as they may be joined
+        self.batches: dict[int, Batch] = {}
+        #: products since there is one of each batch
+        self.products = 0
         self.nbytes = 0
         #: whether there is one of each batch
         self.complete = False
@@ -190,27 +218,40 @@ class _Kept(Generic[Map]):
         """Whether batches of a loader have changed in place."""
         return any(watch.changed() for watch in self._watches)
 
+    @functools.cached_property
+    def _budget(self) -> float:
+        given = self._source.options.memory_budget
+        return free_memory(self._source.space.device) if given is None else given
+
     def clear(self) -> None:
         self.maps.clear()
+        self.batches.clear()
         self.nbytes = 0
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes more fit."""
+        return self._source.options.cache is True or self.nbytes + nbytes <= self._budget
+
+    def replace(self, positions: list[int], linear_map: Map) -> None:
+        """Put one map in the place of several; whoever uses those goes on."""
+        maps = {i: kept for i, kept in self.maps.items() if i not in set(positions)}
+        maps[positions[0]] = linear_map
+        self.nbytes = sum(kept.nbytes for kept in maps.values())
+        self.maps = maps
 
     def add(self, batch: Batch, linear_map: Map) -> None:
         """Keep a map if it fits."""
         if self._full:
             return
-        if self._source.options.cache == "auto":
-            if self._budget is None:
-                given = self._source.options.memory_budget
-                device = self._source.space.device
-                self._budget = free_memory(device) if given is None else given
-            if self.nbytes + linear_map.nbytes > self._budget:
-                self._full = True
-                if self._source.batches.shuffles:  # parts of two orders do not add up
-                    self.clear()
-                return
+        if not self.has_room(linear_map.nbytes):
+            self._full = True
+            if self._source.batches.shuffles:  # parts of two orders do not add up
+                self.clear()
+            return
         if not self._source.batches.lasts:  # else the source watches them
             self._watches.append(Watch(batch.sources))
         self.maps[batch.position] = linear_map
+        self.batches[batch.position] = batch
         self.nbytes += linear_map.nbytes
 
 

@@ -20,10 +20,10 @@ from torchlinop.data.objects import moved, tensors_of
 
 from tests.batches.sources import (
     CPU,
+    Again,
     N,
     X,
     Y,
-    Again,
     source_of,
     surveyed,
 )

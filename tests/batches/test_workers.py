@@ -20,7 +20,6 @@ from torchlinop.data import DataChangedError
 
 from tests.batches.sources import DATASET, N, X, Y, surveyed
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")
 
 

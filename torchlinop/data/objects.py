@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import operator
 import sys
 import types
 import warnings
@@ -237,25 +238,31 @@ def warn_of_hiding(kind: type) -> None:
     )
 
 
-class SameObjects:
-    """Equal to another list of items whose parts are the very same."""
+class Snapshot:
+    """The items of a list and what they consist of, to notice that a part was replaced."""
 
     def __init__(self, items: Iterable[Any]) -> None:
-        self._parts: list[Any] = []
-        for item in items:
-            if type(item) is tuple and all(type(part) is Tensor for part in item):
-                self._parts.append(item)  # nothing in it can be replaced
-            else:
-                self._parts += leaves(item)
+        self._items = list(items)
+        self._open = [item for item in self._items if not _is_fixed(item)]
+        self._parts = self._parts_now()
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, SameObjects)
-            and len(self._parts) == len(other._parts)
-            and all(map(is_same, self._parts, other._parts))
-        )
+    def holds(self, items: Iterable[Any]) -> bool:
+        """Whether these are the same items, made of the same parts."""
+        now = list(items)
+        if len(now) != len(self._items) or not all(map(operator.is_, now, self._items)):
+            return False
+        if not self._open:
+            return True
+        parts = self._parts_now()
+        return len(parts) == len(self._parts) and all(map(is_same, parts, self._parts))
 
-    __hash__ = None  # type: ignore[assignment]
+    def _parts_now(self) -> list[Any]:
+        return [part for item in self._open for part in leaves(item)]
+
+
+def _is_fixed(item: Any) -> bool:
+    """Whether nothing in an item can be replaced."""
+    return type(item) is tuple and all(type(part) is Tensor for part in item)
 
 
 def is_same(a: Any, b: Any) -> bool:

@@ -16,7 +16,7 @@ from torchlinop._typing import Data
 from torchlinop.data.batches import Batch, as_batch, leading_dimension
 from torchlinop.data.checks import require_batches, require_reiterable
 from torchlinop.data.digests import Content, content, leading
-from torchlinop.data.objects import SameObjects, hiding, tensors_of, warn_of_hiding
+from torchlinop.data.objects import Snapshot, hiding, tensors_of, warn_of_hiding
 from torchlinop.data.repeats import Repeats, compare, index_order, invariant_total
 from torchlinop.data.seeds import seeded_pass
 from torchlinop.data.transfer import transferred
@@ -96,6 +96,7 @@ class DataSource:
         self._batch_size = batch_size or leading_dimension
         self._progressbar = progressbar
         self._survey = Survey()
+        self._snapshot: Snapshot | None = None
         self._hiding: set[type] = set()
         self._workers = KeptWorkers.of(data, device)
 
@@ -184,8 +185,10 @@ class DataSource:
         return tensors_of(self._data) if self.lasts else []
 
     def identity(self) -> object:
-        """Return what is compared to notice that parts of a list were replaced."""
-        return SameObjects(self._data) if self.lasts else None
+        """Return an object that is another one when parts of a list were replaced."""
+        if self.lasts and not (self._snapshot and self._snapshot.holds(self._data)):
+            self._snapshot = Snapshot(self._data)
+        return self._snapshot
 
     def rest(self) -> None:
         """End the worker processes that wait for the next pass."""

@@ -120,12 +120,11 @@ class KeptWorkers:
 
     def _own_loader(self) -> DataLoader:
         loader = self._loader
+        many = loader.batch_sampler is not None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the user's has given the same ones
             return DataLoader(
-                _Reading(
-                    loader.dataset, loader.collate_fn, loader.batch_sampler is not None
-                ),
+                _Reading(loader.dataset, loader.collate_fn, many),
                 batch_size=None,
                 sampler=_Marked(loader),
                 collate_fn=_as_it_is,
@@ -225,7 +224,7 @@ def _as_it_is(item: Any) -> Any:
 
 
 def _facts(value: Any) -> Iterator[Any]:
-    """Yield the attributes of a loader and of its data sets, which workers have copies of."""
+    """Yield what workers have a copy of: attributes of a loader and of its data sets."""
     for part in vars(value).values():
         yield part
         if isinstance(part, Dataset):
