@@ -43,7 +43,7 @@ def groups(nbytes: Mapping[int, int]) -> Iterator[list[int]]:
 
 def linearized_as_one(
     batches: Sequence[Batch],
-    maps: Sequence[Callable[[Tensor], Tensor]],
+    maps: Sequence[Any],
     linearize: Callable[[Batch], Any],
     v: Tensor,
 ) -> Any | None:
