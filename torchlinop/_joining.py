@@ -24,7 +24,7 @@ def groups(nbytes: Mapping[int, int]) -> Iterator[list[int]]:
     Parameters
     ----------
     nbytes
-        The size of each.
+        What each of them adds to the size of a joint one.
     """
     group: list[int] = []
     total = 0

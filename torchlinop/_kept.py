@@ -152,7 +152,9 @@ class KeptLinearizations(Generic[Map]):
             return
         space = self._source.space
         v = torch.empty(space.dim, dtype=space.dtype, device=space.device)
-        for group in groups({i: kept.maps[i].nbytes for i in kept.batches}):
+        # a gradient is kept for each batch, and will be kept once
+        own = {i: max(kept.maps[i].nbytes - v.nbytes, 0) for i in kept.batches}
+        for group in groups(own):
             batches = [kept.batches[i] for i in group]
             maps = [kept.maps[i] for i in group]
             if not kept.has_room(sum(linear_map.nbytes for linear_map in maps)):

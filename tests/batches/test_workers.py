@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -169,6 +170,16 @@ def test_two_passes_at_once():
         assert processes([a]).isdisjoint(processes([b]))
     del a, b
     assert len(children()) == 2  # one pair is kept
+
+
+def test_workers_end_with_the_source():
+    source = started()
+    list(source)
+    source.me = source  # in a reference cycle torch's own end would take 10 seconds
+    del source
+    start = time.perf_counter()
+    assert not children()
+    assert time.perf_counter() - start < 5
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda s: pickle.loads(pickle.dumps(s))])
