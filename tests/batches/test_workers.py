@@ -31,6 +31,7 @@ class Recorded(Dataset):
         self.scale = 1.0
         self.array = np.ones(3, dtype=np.float32)
         self.fails_at = fails_at
+        self.me = self
 
     def __len__(self):
         return N

@@ -223,9 +223,9 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _facts(value: Any) -> Iterator[Any]:
+def _facts(value: Any, above: tuple[Any, ...] = ()) -> Iterator[Any]:
     """Yield what workers have a copy of: attributes of a loader and of its data sets."""
     for part in vars(value).values():
         yield part
-        if isinstance(part, Dataset):
-            yield from _facts(part)
+        if isinstance(part, Dataset) and not any(part is other for other in above):
+            yield from _facts(part, (*above, part))  # a data set may hold itself
