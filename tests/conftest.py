@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.modules.module import _has_any_global_hook
-from torchlinop.autodiff import columns
+from torchlinop.autodiff import columns, experience
 
 
 @pytest.fixture(autouse=True)
 def _replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replay whatever can be replayed, whether that is faster or not."""
-    monkeypatch.setattr(columns, "_EXPECTED", 10**9)
+    monkeypatch.setattr(experience, "_EXPECTED", 10**9)
     monkeypatch.setattr(columns, "_PAYS", float("inf"))
 
 

@@ -193,7 +193,8 @@ def test_nothing_is_rebuilt_without_a_change(problem):
     calls = []
     problem.model.register_forward_hook(lambda *_: calls.append(1))
     H = HessianLinearOperator(*problem.arguments)
-    H @ np.ones(H.shape[0])
+    for _ in range(3):  # the third product joins small batches
+        H @ np.ones(H.shape[0])
     count = len(calls)
     for _ in range(6):
         H @ np.ones(H.shape[0])
@@ -254,7 +255,7 @@ def test_memory_budget(problem, budget, shuffle):
         torch.testing.assert_close(H @ x, expected @ x, **CLOSE)
     kept = len(H._maps._kept.maps)
     if budget is None:
-        assert kept == 5
+        assert H._maps._kept.all
     elif budget > one._maps.nbytes and not shuffle:
         assert 0 < kept < 5
     else:

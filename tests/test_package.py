@@ -18,7 +18,7 @@ LAYERS = [
     ["_typing"],
     ["_dtypes", "_cupy", "_watch", "_interchange", "_space", "autodiff", "data"],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
-    ["structured", "_kept"],
+    ["structured", "_joining", "_kept"],
     ["curvature", "solve"],
     ["_blas", "reference", "verify"],
     ["__init__"],

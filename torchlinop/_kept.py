@@ -12,11 +12,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from torchlinop._joining import groups, linearized_as_one
 from torchlinop._watch import Watch
-from torchlinop.autodiff.columns import Experience
+from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
 from torchlinop.sources.protocol import Source
+
+#: share of the free memory that is used by default
+_MEMORY_SHARE = 0.5
+#: products with kept linearizations before those of small batches are joined
+_WARM_UP = 2
 
 
 class LinearMap(Protocol):
@@ -43,10 +49,6 @@ class Linearizer(Protocol[Made]):
 
     def passing(self, batch: Batch) -> Made:
         """Return what may be used once: nothing of it is kept."""
-
-
-#: share of the free memory that is used by default
-_MEMORY_SHARE = 0.5
 
 
 class KeptLinearizations(Generic[Map]):
@@ -78,6 +80,8 @@ class KeptLinearizations(Generic[Map]):
         self._linearizer = linearizer
         self._ordered = ordered
         self._gather = gather
+        #: whether maps of several batches may be made one, until that has failed
+        self._joins = not ordered and source.options.check_deterministic
         self._streams: set[torch.cuda.Stream] = set()
         self._kept: _Kept[Map] = _Kept(source)
         self.experience = Experience(self._kept.room)
@@ -121,6 +125,9 @@ class KeptLinearizations(Generic[Map]):
             if not kept.all:
                 return self._built()
             self._follow_stream()
+            kept.products += 1
+            if kept.products == _WARM_UP:
+                self._join(kept)
             return _Reading(kept.all, self._lead_streams)
 
     @contextmanager
@@ -173,8 +180,31 @@ class KeptLinearizations(Generic[Map]):
                 kept.add(batch, linear_map)
             yield linear_map
         if len(kept.maps) == batches.num_batches:
-            maps = list(kept.maps.values())
-            kept.all = maps if self._gather is None else [self._gather(maps)]
+            self._gather_all(kept)
+            batches.rest()
+
+    def _gather_all(self, kept: _Kept[Map]) -> None:
+        maps = list(kept.maps.values())
+        kept.all = maps if self._gather is None else [self._gather(maps)]
+
+    def _join(self, kept: _Kept[Map]) -> None:
+        """Make one map of those of small batches, once a few products were asked for."""
+        if not self._joins:
+            return
+        space = self._source.space
+        v = torch.empty(space.dim, dtype=space.dtype, device=space.device)
+        for group in groups({i: kept.maps[i].nbytes for i in kept.batches}):
+            batches = [kept.batches[i] for i in group]
+            maps = [kept.maps[i] for i in group]
+            if sum(linear_map.nbytes for linear_map in maps) > kept.room():
+                break
+            whole = linearized_as_one(batches, maps, self._linearizer.linearize, v)
+            if whole is None:
+                self._joins = False
+                break
+            kept.replace(group, whole)
+        kept.batches.clear()
+        self._gather_all(kept)
 
     def retrying(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""
@@ -208,10 +238,14 @@ class _Kept(Generic[Map]):
         self.watches: list[Watch] = []
         #: whether no other map will be kept
         self.full = source.options.cache is False
-        self._budget: float | None = None
         self.maps: dict[int, Map] = {}
+        self._built = 0
+        #: of the maps, as long as they may be joined
+        self.batches: dict[int, Batch] = {}
         #: what there is to apply, once there is a map of each batch
         self.all: list[Map] = []
+        #: products since then
+        self.products = 0
 
     def data_changed(self) -> bool:
         """Whether batches of a loader have changed in place."""
@@ -224,28 +258,40 @@ class _Kept(Generic[Map]):
 
     def room(self) -> float:
         """Bytes that are left of the budget."""
-        return math.inf if self._budget is None else self._budget - self.nbytes
+        return self._limit - self.nbytes
+
+    @functools.cached_property
+    def _limit(self) -> float:
+        if self._source.options.cache is True:
+            return math.inf
+        given = self._source.options.memory_budget
+        return free_memory(self._source.space.device) if given is None else given
 
     def clear(self) -> None:
         self.maps.clear()
+        self.batches.clear()
+        self._built = 0
+
+    def replace(self, positions: list[int], linear_map: Map) -> None:
+        """Put one map in the place of several; whoever uses those goes on."""
+        maps = {i: kept for i, kept in self.maps.items() if i not in set(positions)}
+        maps[positions[0]] = linear_map
+        self.maps = maps
 
     def add(self, batch: Batch, linear_map: Map) -> None:
         """Keep a map if it fits."""
         if self.full:
             return
-        if self._source.options.cache == "auto":
-            if self._budget is None:
-                given = self._source.options.memory_budget
-                device = self._source.space.device
-                self._budget = free_memory(device) if given is None else given
-            if linear_map.nbytes > self.room():
-                self.full = True
-                if self._source.batches.shuffles:  # parts of two orders do not add up
-                    self.clear()
-                return
+        self._built += linear_map.nbytes
+        if self._built > self._limit:
+            self.full = True
+            if self._source.batches.shuffles:  # parts of two orders do not add up
+                self.clear()
+            return
         if not self._source.batches.lasts:  # else the source watches them
             self.watches.append(Watch(batch.sources))
         self.maps[batch.position] = linear_map
+        self.batches[batch.position] = batch
 
 
 def free_memory(device: torch.device) -> float:

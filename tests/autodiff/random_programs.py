@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchlinop.autodiff.columns import WARM_UP, Experience, LinearRows
+from torchlinop.autodiff.columns import WARM_UP, LinearRows
+from torchlinop.autodiff.experience import Experience
 
 N = 12
 LENGTH = 12

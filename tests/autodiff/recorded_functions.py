@@ -26,8 +26,9 @@ from torch.func import (
 )
 from torch.utils import _pytree as pytree
 from torchlinop import HessianLinearOperator, JacobianLinearOperator
-from torchlinop.autodiff import columns
-from torchlinop.autodiff.columns import WARM_UP, Experience
+from torchlinop.autodiff import columns, experience
+from torchlinop.autodiff.columns import WARM_UP
+from torchlinop.autodiff.experience import Experience
 
 from tests.autodiff.random_programs import KINDS, as_rows, check, is_replayed
 
@@ -254,7 +255,7 @@ def _error(actual, expected):
 
 
 def main() -> None:
-    columns._EXPECTED, columns._PAYS = 10**9, float("inf")  # whatever can be replayed is
+    experience._EXPECTED, columns._PAYS = 10**9, float("inf")  # whatever can be replayed is
     warnings.simplefilter("ignore")  # torch warns of some of these tensors
     torch.manual_seed(0)
     for name, function in SCALARS.items():

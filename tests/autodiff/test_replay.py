@@ -7,7 +7,8 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from torchlinop.autodiff.columns import WARM_UP, Experience, LinearRows
+from torchlinop.autodiff.columns import WARM_UP, LinearRows
+from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.replay import record
 
 N = 12

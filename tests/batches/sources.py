@@ -27,6 +27,16 @@ def surveyed(data, *, check=True, **options):
     return source
 
 
+class Again:
+    """The items of a list, which is not known to be one."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
 class Changed(Dataset):
     """``(X, y)`` with a change that is drawn anew in each reading."""
 

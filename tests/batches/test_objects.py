@@ -20,6 +20,7 @@ from torchlinop.data.objects import moved, tensors_of
 
 from tests.batches.sources import (
     CPU,
+    Again,
     N,
     X,
     Y,
@@ -119,10 +120,10 @@ def test_tensors_in_objects(kind):
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_changes_in_objects_are_noticed(kind):
     data = [(OBJECTS[kind](torch.randn(3, 2)), Y[:3])]
-    source = surveyed(data)
-    list(source)
-    tensors = source.lasting_tensors()
+    tensors = surveyed(data).lasting_tensors()
     assert len(tensors) == 1 + len(tensors_of(data[0][0]))
+    source = surveyed(Again(data))
+    list(source)
     tensors[0].data.mul_(2)
     with pytest.raises(DataChangedError, match="Batch 0"):
         list(source)

@@ -60,7 +60,7 @@ def test_hooks_that_come_and_go_are_noticed(data, register):
     np.testing.assert_allclose(H @ v, before, rtol=1e-10, atol=1e-13)
 
 
-class InterruptError(Exception):
+class InterruptError(BaseException):
     """Not caught by anything on the way."""
 
 

@@ -16,16 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from torchlinop.autodiff.experience import Experience, Pace
 from torchlinop.autodiff.replay import Replay, record
 
-#: bytes of the linearization times columns beyond which a block leaves a CPU's caches
-_CPU_BLOCK_BYTES = 4 << 20
-#: share of a GPU's free memory that a block may take
-_GPU_MEMORY_SHARE = 0.2
 #: calls of a function before it may be recorded: the first ones are slower than the rest
 WARM_UP = 3
-#: calls that are to come after these, as far as nothing else is known
-_EXPECTED = 50
 #: seconds per node of a graph: what recording it takes, what a replay saves each time
 _RECORDING, _ENGINE = 60e-6, 2.5e-6
 #: share of a product that a replay saves beside that, by fewer kernels
@@ -39,75 +34,6 @@ class RowFunction(Protocol):
 
     def __call__(self, v: Tensor, /, *, batched: bool = False) -> Tensor:
         """Map ``(dim,)`` to ``(dim_out,)``, or ``(K, dim)`` to ``(K, dim_out)``."""
-
-
-class Experience:
-    """What an operator has learned about applying its linear maps.
-
-    Parameters
-    ----------
-    room
-        Bytes that replays may take.
-    expected
-        How many products the maps that were replaced by these have seen.
-
-    Attributes
-    ----------
-    limit : int or None
-        How many vectors a block may hold, once one has failed: 1 where an operation has
-        no batching rule, half the block after running out of memory.
-    replays_pay : bool or None
-        Whether the replay of one map was faster than its function.
-    block_ratio : float or None
-        Time of a column in a block over that of a single product.
-    """
-
-    def __init__(
-        self, room: Callable[[], float] = lambda: math.inf, expected: int = 0
-    ) -> None:
-        self.room = room
-        self.expected = expected or _EXPECTED
-        self.limit: int | None = None
-        self.replays_pay: bool | None = None
-        self.block_ratio: float | None = None
-
-    def block_size(self, nbytes: int, device: torch.device) -> int:
-        """Return how many vectors may be multiplied at once."""
-        if self.limit is not None and self.limit <= 1:
-            return 1
-        if device.type == "cuda":
-            budget = int(_GPU_MEMORY_SHARE * torch.cuda.mem_get_info(device)[0])
-        else:
-            budget = _CPU_BLOCK_BYTES
-        size = max(1, budget // max(nbytes, 1))
-        return size if self.limit is None else min(size, self.limit)
-
-
-class Pace:
-    """Seconds that a column takes, alone and in a block: the least that was seen."""
-
-    def __init__(self) -> None:
-        self.single = self.block = math.inf
-        self._blocks = 0
-
-    def note(self, seconds: float, columns: int) -> None:
-        """Remember how long one column took, or a block."""
-        if columns == 1:
-            self.single = min(self.single, seconds)
-        else:
-            self._blocks += 1
-            self.block = min(self.block, seconds / columns)
-
-    def prefers_blocks(self, experience: Experience) -> bool:
-        """Whether the next columns should be a block."""
-        if self._blocks == 0:
-            return experience.block_ratio is None or experience.block_ratio < 1
-        if self._blocks < 2:  # the first one may have been slow for being the first
-            return self.block < 3 * self.single
-        if self.single == math.inf:
-            return False
-        experience.block_ratio = self.block / self.single
-        return self.block < self.single
 
 
 class Rows(ABC):
@@ -237,6 +163,10 @@ class LinearRows(Rows):
     def nbytes(self) -> int:
         """What is kept alive, in bytes."""
         return self._nbytes + self.replay_bytes
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """Apply the function to ``(dim,)`` as it is."""
+        return self._function(v)
 
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
         """Apply the function to a contiguous ``(dim,)``."""

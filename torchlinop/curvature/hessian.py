@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.backward import backward
-from torchlinop.autodiff.columns import Experience, LinearRows, PassingRows
+from torchlinop.autodiff.columns import LinearRows, PassingRows
 from torchlinop.autodiff.differences import check_hessian
+from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.graphs import require_twice_differentiable
 from torchlinop.autodiff.linearize import HessianProduct, Retained, retained
 from torchlinop.autodiff.recording import recording

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,9 +23,16 @@ class Batch:
     size: int
     #: its tensors as the data yielded them, before they were moved
     sources: tuple[Tensor, ...]
+    #: whether it is made of several
+    joined: bool = False
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy on a device; the user's objects stay as they are."""
+        if all(
+            type(part) is Tensor and part.device == device and not part.is_inference()
+            for part in (self.X, self.y)
+        ):
+            return self
         X, y = moved((self.X, self.y), device)
         return replace(self, X=X, y=y)
 
@@ -35,6 +42,26 @@ def as_batch(position: int, item: Any, batch_size: Callable[[Any], int]) -> Batc
     X, y = require_pair(position, item)
     size = require_number(batch_size(X), X)
     return Batch(position, X, y, size, (*tensors_of(X), *tensors_of(y)))
+
+
+def joined(batches: Sequence[Batch]) -> Batch | None:
+    """Return several batches, on one device, as one; None where that is not obvious."""
+    X = _concatenated([batch.X for batch in batches])
+    y = _concatenated([batch.y for batch in batches])
+    if X is None or y is None:
+        return None
+    return Batch(batches[0].position, X, y, sum(b.size for b in batches), (), joined=True)
+
+
+def _concatenated(parts: Sequence[Any]) -> Tensor | None:
+    """Concatenate plain tensors of one kind."""
+    for part in parts:
+        if type(part) is not Tensor or part.layout != torch.strided or part.is_nested:
+            return None
+        if part.ndim == 0 or part.requires_grad:
+            return None
+    kinds = {(part.dtype, part.device, part.shape[1:]) for part in parts}
+    return torch.cat(list(parts)) if len(kinds) == 1 else None
 
 
 def leading_dimension(X: Any) -> int:

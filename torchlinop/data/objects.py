@@ -109,6 +109,8 @@ def moved(value: Any, device: torch.device) -> Any:
     def to_device(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        if device.type == "cuda" and _may_be_pinned(leaf):
+            leaf = leaf.pin_memory()  # else the host waits for the copy
         here = leaf.to(device, non_blocking=True)
         return here.clone() if here.is_inference() else here
 
@@ -193,6 +195,15 @@ class _Rebuild:
         return new
 
 
+def _may_be_pinned(tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and tensor.layout == torch.strided
+        and type(tensor) is Tensor
+        and not tensor.is_nested
+    )
+
+
 def _without_inference(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf
 
@@ -227,28 +238,35 @@ def warn_of_hiding(kind: type) -> None:
     )
 
 
-class SameObjects:
-    """Recognizes a list of items whose parts are the very same."""
+class Snapshot:
+    """The items of a list and what they consist of, to notice that a part was replaced."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self._items = list(items)
-        #: of items in which something can be replaced
-        self._open = [item for item in self._items if not _is_closed(item)]
-        self._parts = list(leaves(self._open))
+        self._open = [item for item in self._items if not _is_fixed(item)]
+        self._parts = self._parts_now()
 
-    def are(self, items: Any) -> bool:
-        """Whether these are the same items, with the same parts."""
-        if len(items) != len(self._items) or not all(map(operator.is_, items, self._items)):
+    def holds(self, items: Iterable[Any]) -> bool:
+        """Whether these are the same items, made of the same parts."""
+        now = list(items)
+        if len(now) != len(self._items) or not all(map(operator.is_, now, self._items)):
             return False
-        parts = list(leaves(self._open)) if self._open else []
-        return len(parts) == len(self._parts) and all(map(_is_same, parts, self._parts))
+        if not self._open:
+            return True
+        parts = self._parts_now()
+        return len(parts) == len(self._parts) and all(map(is_same, parts, self._parts))
+
+    def _parts_now(self) -> list[Any]:
+        return [part for item in self._open for part in leaves(item)]
 
 
-def _is_closed(item: Any) -> bool:
+def _is_fixed(item: Any) -> bool:
+    """Whether nothing in an item can be replaced."""
     return type(item) is tuple and all(type(part) is Tensor for part in item)
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two values are one object, or equal numbers or strings."""
     return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and bool(a == b))
 
 

@@ -16,9 +16,11 @@ from torchlinop._typing import Data
 from torchlinop.data.batches import Batch, as_batch, leading_dimension
 from torchlinop.data.checks import require_batches, require_reiterable
 from torchlinop.data.digests import Content, content, leading
-from torchlinop.data.objects import SameObjects, hiding, tensors_of, warn_of_hiding
+from torchlinop.data.objects import Snapshot, hiding, tensors_of, warn_of_hiding
 from torchlinop.data.repeats import Repeats, compare, index_order, invariant_total
 from torchlinop.data.seeds import seeded_pass
+from torchlinop.data.transfer import transferred
+from torchlinop.data.workers import KeptWorkers
 
 
 class DataChangedError(RuntimeError):
@@ -94,8 +96,9 @@ class DataSource:
         self._batch_size = batch_size or leading_dimension
         self._progressbar = progressbar
         self._survey = Survey()
+        self._snapshot: Snapshot | None = None
         self._hiding: set[type] = set()
-        self._same: SameObjects | None = None
+        self._workers = KeptWorkers.of(data, device)
 
     def survey(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         """Pass over the data, ``look`` at every batch, and say what is there.
@@ -116,6 +119,14 @@ class DataSource:
         ValueError
             The data is empty or random.
         """
+        self.rest()  # new workers copy the data set as it is now
+        try:
+            return self._look_at_all(look, check=check)
+        except BaseException:
+            self.rest()
+            raise
+
+    def _look_at_all(self, look: Callable[[Batch], None], *, check: bool) -> Survey:
         check = check and not self.lasts
         shuffles = False if self.lasts else index_order(self._data, check=check)
         digests: list[int] = []
@@ -174,10 +185,15 @@ class DataSource:
         return tensors_of(self._data) if self.lasts else []
 
     def identity(self) -> object:
-        """Return an object that is another one after parts of a list were replaced."""
-        if self.lasts and (self._same is None or not self._same.are(self._data)):
-            self._same = SameObjects(self._data)
-        return self._same
+        """Return an object that is another one when parts of a list were replaced."""
+        if self.lasts and not (self._snapshot and self._snapshot.holds(self._data)):
+            self._snapshot = Snapshot(self._data)
+        return self._snapshot
+
+    def rest(self) -> None:
+        """End the worker processes that wait for the next pass."""
+        if self._workers is not None:
+            self._workers.stop()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches, on the device; notice data that changed between passes.
@@ -188,16 +204,22 @@ class DataSource:
             Something else came than in the pass of the accepted survey. If the order
             changes, that shows at the end of a pass.
         """
+        return transferred(self._unchanged(), self._device)
+
+    def _unchanged(self) -> Iterator[Batch]:
+        """Yield the batches of an accepted survey, where they are."""
         survey = self._survey
         contents: list[Content] = []
         number = 0
         for batch in self._batches(self._data, 0, progressbar=self._progressbar):
             number += 1
-            if not survey.repeats.shuffles:
+            if self.lasts:
+                pass  # it is watched
+            elif not survey.repeats.shuffles:
                 _require_digest(batch, survey.digests)
             elif survey.total is not None:
                 contents.append(content(batch))
-            yield batch.to(self._device)
+            yield batch
         if number != len(survey.digests):
             raise DataChangedError(
                 f"The data yielded {number} batches in this pass and "
@@ -214,7 +236,8 @@ class DataSource:
     def _batches(
         self, data: Iterable[Any], seed: int, *, progressbar: bool = False
     ) -> Generator[Batch]:
-        items = data if self.lasts else seeded_pass(data, seed)
+        reader = self._workers if data is self._data else None
+        items = data if self.lasts else seeded_pass(data, seed, reader=reader)
         if progressbar:
             items = tqdm(items, total=self.num_batches or None, desc="batches")
         for position, item in enumerate(items):

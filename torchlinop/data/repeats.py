@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from torchlinop.data.digests import Content, total, total_of_batches
 from torchlinop.data.seeds import RandomState
+from torchlinop.data.workers import index_sampler, options_of, reads_indices
 
 #: two orders of up to so many entries may be the same by chance
 _FEW = 20
@@ -60,7 +61,7 @@ def index_order(data: Any, *, check: bool) -> bool | None:
     Only indices are read. With ``check``, indices that are no permutation of those of
     another pass are an error.
     """
-    if not _reads_indices(data):
+    if not reads_indices(data):
         return None
     first = _draws(data, 0)
     seeds = range(1, 2 if len(first) > _FEW else 9)
@@ -167,26 +168,12 @@ def _difference(first: list[Content], second: list[Content]) -> str:
 # ------------------------------------------------------------- indices of a DataLoader
 
 
-def _reads_indices(data: Any) -> bool:
-    """Whether passes are those of torch's own DataLoader over indices."""
-    return (
-        isinstance(data, DataLoader)
-        and type(data).__iter__ is DataLoader.__iter__
-        and type(data)._get_iterator is DataLoader._get_iterator
-        and not isinstance(data.dataset, IterableDataset)
-    )
-
-
-def _index_sampler(loader: DataLoader) -> Iterable[Any]:
-    return loader.sampler if loader.batch_sampler is None else loader.batch_sampler
-
-
 def _draws(
     loader: DataLoader, seed: int, sampler: Iterable[Any] | None = None
 ) -> list[Any]:
     """Return the indices that a loader, or one of its samplers, draws from a seed."""
     with RandomState(seed, loader).in_force():
-        drawn = _index_sampler(loader) if sampler is None else sampler
+        drawn = index_sampler(loader) if sampler is None else sampler
         return [_index(entry) for entry in drawn]
 
 
@@ -209,15 +196,12 @@ def _flat(entries: list[Any]) -> Iterator[Any]:
 def _in_one_order(loader: DataLoader) -> DataLoader:
     """Return a loader of the same batches that reads the same indices in every pass."""
     with RandomState(2, loader).in_force():
-        indices = list(_index_sampler(loader))
+        indices = list(index_sampler(loader))
     options: dict[str, Any] = {
-        "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
-        "timeout": loader.timeout,
         "worker_init_fn": loader.worker_init_fn,
-        "multiprocessing_context": loader.multiprocessing_context,
         "generator": loader.generator,
-        "prefetch_factor": loader.prefetch_factor,
+        **options_of(loader),
     }
     if loader.batch_sampler is None:
         return DataLoader(loader.dataset, batch_size=None, sampler=indices, **options)

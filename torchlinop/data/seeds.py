@@ -77,11 +77,16 @@ class _States:
             generator.set_state(state)
 
 
-def seeded_pass(data: Iterable[Any], seed: int) -> Iterator[Any]:
-    """Yield the items of ``data``, made in a random state that starts at ``seed``."""
+def seeded_pass(
+    data: Iterable[Any], seed: int, *, reader: Iterable[Any] | None = None
+) -> Iterator[Any]:
+    """Yield the items of ``data``, made in a random state that starts at ``seed``.
+
+    ``reader`` yields them instead, if there is one.
+    """
     state = RandomState(seed, data)
     with state.in_force():
-        iterator = iter(data)
+        iterator = iter(data if reader is None else reader)
     while True:
         with state.in_force():
             try:

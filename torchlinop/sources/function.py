@@ -119,3 +119,6 @@ class _OneBatch:
 
     def require_order(self) -> None:
         """There is only one order."""
+
+    def rest(self) -> None:
+        """Nothing is kept."""

@@ -36,6 +36,9 @@ class Batches(Protocol):
     def require_order(self) -> None:
         """Refuse data that shuffles."""
 
+    def rest(self) -> None:
+        """Give back what is kept between passes: there will be none for a while."""
+
 
 class Source(Protocol):
     """A function of parameters, batch by batch, at a point that may move.

@@ -140,7 +140,8 @@ class EmpiricalRisk:
     ) -> Result:
         """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
         known = self._known
-        if known.loss.reduction == "mean" and not self.batches.shuffles:
+        unseen = not (batch.joined or self.batches.lasts or self.batches.shuffles)
+        if unseen and known.loss.reduction == "mean":
             share = known.loss.normalizer(batch.y, batch.size)
             if share != known.shares[batch.position]:
                 raise DataChangedError(
