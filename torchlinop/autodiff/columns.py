@@ -271,6 +271,10 @@ class PassingRows:
         self._once = once
         self._linearize = linearize
 
+    def row(self, v: Tensor, experience: Experience) -> Tensor:
+        """Apply the function to a contiguous ``(dim,)``."""
+        return self._once(v)
+
     def apply(
         self, X: Tensor, out: Tensor, experience: Experience, *, add: bool = False
     ) -> None:
@@ -279,9 +283,6 @@ class PassingRows:
             rows = self._linearize()
             assert isinstance(rows, LinearRows)
             rows.apply(X, out, experience, add=add, kept=False)
-            return
-        result = self._once(X.reshape(-1).contiguous()).unsqueeze(1)
-        if add:
-            out.add_(result)
         else:
-            out.copy_(result)
+            write = Tensor.add_ if add else Tensor.copy_
+            write(out, self._once(X.reshape(-1).contiguous()).unsqueeze(1))

@@ -39,12 +39,12 @@ class HessianProduct:
     def __init__(
         self, gradient: Sequence[Tensor | None], parameters: Sequence[Tensor]
     ) -> None:
-        active = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
-        self._active = active if len(active) < len(gradient) else None
-        #: where the gradients come from: whose graphs this linearization keeps alive
-        self.graph = [
-            get_gradient_edge(g) for i in active if (g := gradient[i]) is not None
-        ]
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            known = [(i, g) for i, g in enumerate(gradient) if g is not None]
+            active = [i for i, g in known if g.requires_grad]
+            self._active = active if len(active) < len(gradient) else None
+            #: where the gradients come from: whose graphs this linearization keeps alive
+            self.graph = [get_gradient_edge(g) for _, g in known if g.requires_grad]
         self._parameters = tuple(parameters)
 
     def __call__(
@@ -151,15 +151,20 @@ class ForwardJacobianProducts(JacobianProducts):
 
 
 def forward_derivative(
-    function: Function, parameters: Sequence[Tensor], v: Sequence[Tensor]
+    function: Function,
+    parameters: Sequence[Tensor],
+    v: Sequence[Tensor],
+    *,
+    draws: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a function and its derivative along ``v``, by forward mode."""
-    device = parameters[0].device
-    with recording(device, rules=False), torch.no_grad(), forward_ad.dual_level():
-        duals = [
-            forward_ad.make_dual(p.detach(), t.to(p.dtype))
-            for p, t in zip(parameters, v, strict=True)
-        ]
+    evaluating = recording(parameters[0].device, rules=False, draws=draws)
+    with evaluating, torch.no_grad(), forward_ad.dual_level():
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            duals = [
+                forward_ad.make_dual(p.detach(), t.to(p.dtype))
+                for p, t in zip(parameters, v, strict=True)
+            ]
         value, tangent = forward_ad.unpack_dual(function(duals))
     return value, torch.zeros_like(value) if tangent is None else tangent
 

@@ -50,7 +50,7 @@ class BatchGaussNewton:
 
     def _matrix(self, output: Tensor, batch: Batch) -> HessianProduct:
         risk = self._risk
-        with recording(risk.space.device, rules=False):
+        with recording(risk.space.device, rules=False, draws=risk.draws):
             product = self._middle(risk, output, batch)
 
         def explained(u: Tensor) -> Tensor:

@@ -46,13 +46,20 @@ class SummedLinearOperator(TorchLinearOperator):
         return self._maps.retrying(self._total, x)
 
     def _total(self, x: Tensor) -> Tensor:
-        out = x.new_empty(x.shape)
-        add = False
+        total = None
         with self._maps.current() as maps:
-            for function in maps:
-                function.apply(x, out, self._maps.experience, add=add)
-                add = True
-        return out
+            experience = self._maps.experience
+            if x.shape[1] == 1:
+                v = x.squeeze(1).contiguous()
+                for function in maps:
+                    part = function.row(v, experience)
+                    total = part if total is None else total.add_(part)
+                assert total is not None  # no data is no risk
+                return total.unsqueeze(1)
+            out = x.new_empty(x.shape)
+            for i, function in enumerate(maps):
+                function.apply(x, out, experience, add=i > 0)
+            return out
 
     def _adjoint(self) -> TorchLinearOperator:
         return self

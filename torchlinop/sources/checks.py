@@ -133,7 +133,7 @@ _NOISE = 100, 1e-2
 
 def require_repeatable(
     evaluate: Callable[[], dict[str, Tensor]], device: torch.device, *, training: bool
-) -> None:
+) -> bool:
     """Evaluate twice, with different random numbers, and compare.
 
     To the bit, where the same random numbers give the same bits: a random branch may be
@@ -150,6 +150,11 @@ def require_repeatable(
         Whether parts of the model are in training mode. Then random numbers that are drawn
         are an error also where they have changed nothing so far: a rare branch is dropped
         rarely.
+
+    Returns
+    -------
+    bool
+        Whether random numbers were drawn.
     """
     first, used = _drawn(evaluate, device, seed=1)
     for seed in range(2, 2 + (_DRAWS if used else 1)):
@@ -159,7 +164,7 @@ def require_repeatable(
             break
     else:
         if not (used and training):
-            return
+            return used
         raise ValueError(
             "The model draws random numbers in training mode, even if they changed nothing "
             f"in {_DRAWS} evaluations of one batch. Call model.eval(), or pass "
@@ -169,7 +174,7 @@ def require_repeatable(
     if _difference(first, again) is not None and all(
         _close(first[key], second[key]) for key in first
     ):
-        return
+        return used
     raise ValueError(
         f"The model or the loss is random: it gave two different {name} for the same "
         "batch, so there is no fixed curvature matrix. Turn off what is random in it "

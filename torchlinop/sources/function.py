@@ -50,6 +50,7 @@ class TorchFunction:
         self.options = Options(cache=True)
         self.batches = _OneBatch()
         self.looks = 0
+        self.draws = True
         self.survey()
 
     def leaves(self) -> list[Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from torchlinop._space import ParameterSpace, named_parameters
@@ -76,6 +77,7 @@ class ModelOnData:
         self._facts = list(facts)
         self._watch: Watch | None = None
         self.looks = 0
+        self.draws = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the watch behind: a copy looks anew."""
@@ -85,10 +87,11 @@ class ModelOnData:
 
     def leaves(self) -> list[Tensor]:
         """Return fresh leaves that share the parameters' memory and version counters."""
-        leaves = [p.detach() for p in self._params.values()]
-        if renormalizes(self.model):  # the model writes into its weights
-            leaves = [leaf.clone() for leaf in leaves]
-        return [leaf.requires_grad_() for leaf in leaves]
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            leaves = [p.detach() for p in self._params.values()]
+            if renormalizes(self.model):  # the model writes into its weights
+                leaves = [leaf.clone() for leaf in leaves]
+            return [leaf.requires_grad_() for leaf in leaves]
 
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
@@ -124,12 +127,16 @@ class ModelOnData:
         model = self.model
         assert isinstance(model, nn.Module)
         written = renormalizes(model)
-        constants = {
-            id(p): p.detach().clone() if written else p.detach() for p in model.parameters()
-        }
-        # buffers may be written to: running statistics, counters
-        constants |= {id(b): b.clone() for b in model.buffers()}
-        return with_tensors(model, constants | self._chosen(leaves))
+        chosen = self._chosen(leaves)
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            constants = {
+                id(p): p.detach().clone() if written else p.detach()
+                for p in model.parameters()
+                if id(p) not in chosen
+            }
+            # buffers may be written to: running statistics, counters
+            constants |= {id(b): b.clone() for b in model.buffers()}
+        return with_tensors(model, constants | chosen)
 
     def record(
         self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
@@ -209,22 +216,24 @@ class ModelOnData:
                     require_finite(tensor, f"batch {batch.position} of the data")
 
         survey = self.batches.survey(see, check=options.check_deterministic)
+        draws = True
         if options.check_deterministic:
             batch = first[0].to(self.space.device)
             with recording(self.space.device, rules=False):
-                require_repeatable(
+                draws = require_repeatable(
                     lambda: evaluate(batch),
                     self.space.device,
                     training=isinstance(self.model, nn.Module)
                     and any(m.training for m in self.model.modules()),
                 )
-        return Look(survey, watch)
+        return Look(survey, watch, draws)
 
     def accept(self, look: Look) -> None:
         """Make a look the last one; linearizations of earlier ones are stale."""
         with EXCLUSIVE:
             self.batches.accept(look.survey)
             self._watch = look.watch
+            self.draws = look.draws
             self.looks += 1
 
     def _prediction(self, batch: Batch) -> dict[str, Tensor]:
@@ -236,6 +245,8 @@ class Look(NamedTuple):
 
     survey: Survey
     watch: Watch
+    #: whether the first batch takes random numbers, or might
+    draws: bool
 
 
 def _call(model: nn.Module, X: Any) -> Any:

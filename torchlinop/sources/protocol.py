@@ -59,6 +59,10 @@ class Source(Protocol):
         """How often function and data were looked at; what is kept belongs to one look."""
 
     @property
+    def draws(self) -> bool:
+        """Whether random numbers may be drawn when the function is evaluated."""
+
+    @property
     def batches(self) -> Batches:
         """The data."""
 
@@ -105,12 +109,12 @@ def record_with_rules(
     """
     device = source.space.device
     try:
-        with recording(device):
+        with recording(device, draws=source.draws):
             return build(source.leaves())
     except Exception:  # what is really wrong is raised by the second attempt
         pass
     try:
-        with recording(device, rules=False):
+        with recording(device, rules=False, draws=source.draws):
             return build(source.leaves())
     except Exception as error:
         raise source.explained(error, batch, order=order) from error

@@ -105,6 +105,11 @@ class EmpiricalRisk:
         return self._on_data.batches
 
     @property
+    def draws(self) -> bool:
+        """Whether random numbers may be drawn when the model is evaluated."""
+        return self._on_data.draws
+
+    @property
     def loss(self) -> LossFunction:
         """The loss with its derivatives."""
         return self._known.loss

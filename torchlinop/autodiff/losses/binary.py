@@ -10,6 +10,7 @@ from torchlinop.autodiff.losses.loss_function import (
     ClosedFormGradient,
     HessianProduct,
     LikelihoodLoss,
+    closed_form,
     require_same_shape,
     row_dimension,
 )
@@ -48,6 +49,7 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
             mass = 1 + (self.pos_weight.to(z) - 1) * y
         return z, y, weight * mass, weight * torch.ones_like(y)
 
+    @closed_form
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
@@ -56,6 +58,7 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
         product = _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
         return ClosedFormGradient.apply(prediction, gradient, product)
 
+    @closed_form
     def hessian_product(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> HessianProduct:

@@ -10,6 +10,7 @@ from torchlinop.autodiff.losses.loss_function import (
     ClosedFormGradient,
     HessianProduct,
     LikelihoodLoss,
+    closed_form,
     row_dimension,
 )
 
@@ -102,14 +103,12 @@ class CrossEntropy(LikelihoodLoss):
                     f"the prediction has {classes} classes, 0 to {classes - 1}."
                 )
 
-    def _probabilities(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Softmax of the prediction, and the total mass of each row."""
-        dim = _class_dimension(prediction)
+    def _total(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Total mass of each row."""
         if target.is_floating_point() or self.label_smoothing:
-            total = self._target_mass(prediction, target).sum(dim, keepdim=True)
-        else:
-            total = self._row_weight(prediction, target)[0]
-        return torch.softmax(prediction.detach(), dim), total
+            dim = _class_dimension(prediction)
+            return self._target_mass(prediction, target).sum(dim, keepdim=True)
+        return self._row_weight(prediction, target)[0]
 
     def _row_weight(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Weight of each row with a class index as target, and the index, 0 if ignored."""
@@ -122,31 +121,37 @@ class CrossEntropy(LikelihoodLoss):
             weight = weight * self.weight.to(prediction)[index]
         return weight, index
 
+    @closed_form
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
         dim = _class_dimension(prediction)
-        p, total = self._probabilities(prediction, target)
-        gradient = p * (scale * total)
+        p = torch.softmax(prediction.detach(), dim)
         if target.is_floating_point() or self.label_smoothing:
-            gradient -= scale * self._target_mass(prediction.detach(), target)
+            mass = scale * self._target_mass(prediction.detach(), target)
+            total = mass.sum(dim, keepdim=True)
+            gradient = (p * total).sub_(mass)
         else:  # no tensor of that size for the one class
             weight, index = self._row_weight(prediction, target)
-            gradient.scatter_add_(dim, index, -scale * weight)
-        product = _softmax_hessian(p, scale * total, dim)
+            total = scale * weight
+            gradient = (p * total).scatter_add_(dim, index, -total)
+        product = _softmax_hessian(p, total, dim)
         return ClosedFormGradient.apply(prediction, gradient, product)
 
+    @closed_form
     def hessian_product(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> HessianProduct:
-        p, total = self._probabilities(prediction, target)
-        return _softmax_hessian(p, scale * total, _class_dimension(prediction))
+        dim = _class_dimension(prediction)
+        p = torch.softmax(prediction.detach(), dim)
+        return _softmax_hessian(p, scale * self._total(prediction, target), dim)
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
     ) -> Tensor:
         dim = _class_dimension(prediction)
-        p, total = self._probabilities(prediction, target)
+        p = torch.softmax(prediction.detach(), dim)
+        total = self._total(prediction, target)
         rows = p.movedim(dim, -1)  # (*rows, classes)
         shape = (*rows.shape[:-1], mc_samples)
         u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(

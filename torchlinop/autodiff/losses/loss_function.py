@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 from torch.autograd import Function
 
@@ -77,6 +79,17 @@ def row_dimension(prediction: Tensor, *, classes_first: bool) -> int | None:
     if classes_first:
         return -1 if prediction.ndim == 1 else 1 - prediction.ndim
     return None if prediction.ndim == 1 else -1
+
+
+def closed_form(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a method compute outside of modes, which have nothing to replace in it."""
+
+    @functools.wraps(method)
+    def wrapper(*args: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return method(*args)
+
+    return wrapper
 
 
 class ClosedFormGradient(Function):

@@ -9,6 +9,7 @@ from torchlinop.autodiff.losses.loss_function import (
     ClosedFormGradient,
     HessianProduct,
     LikelihoodLoss,
+    closed_form,
     require_same_shape,
     row_dimension,
 )
@@ -23,6 +24,7 @@ class MeanSquaredError(LikelihoodLoss):
     def row_dimension(self, prediction: Tensor) -> int | None:
         return row_dimension(prediction, classes_first=False)
 
+    @closed_form
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
@@ -30,6 +32,7 @@ class MeanSquaredError(LikelihoodLoss):
         gradient = (2 * scale) * (prediction.detach() - target.to(prediction))
         return ClosedFormGradient.apply(prediction, gradient, _multiple(2 * scale))
 
+    @closed_form
     def hessian_product(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> HessianProduct:

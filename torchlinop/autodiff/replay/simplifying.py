@@ -1,6 +1,6 @@
 """Fewer and cheaper kernels for the same result.
 
-* Transposes that cancel and additions of zero are dropped,
+* Transposes that cancel, additions of zero and multiplications with one are dropped,
 * factors that do not depend on the argument are multiplied with each other first,
 * a matrix product and the addition that follows it become one kernel,
 * matrix products are written where they belong in the result.
@@ -93,6 +93,10 @@ def _same_as(call: Call, made_by: dict[Value, Call], known: set[Value]) -> Value
     if call.func in _IDENTITIES:
         same: Value = call.args[0]
         return same
+    if call.func is _aten.mul.Scalar and call.args[1] == 1:  # of addcmul's derivative
+        term = call.args[0]
+        if term.dtype == call.result.dtype and term.strides == call.result.strides:
+            return term if term.memory != 0 else None
     if call.func is _aten.t.default:
         inner = made_by.get(call.args[0])
         if inner is not None and inner.func is _aten.t.default:

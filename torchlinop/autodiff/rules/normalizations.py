@@ -185,8 +185,8 @@ def _batch_norm_or_affine(
     shift = -running_mean * scale
     shift = shift if bias is None else shift + bias
     per_channel = [1, -1] + [1] * (input.ndim - 2)
-    # not addcmul, whose derivative multiplies the input with its factor 1 each time
-    return input * scale.view(per_channel) + shift.view(per_channel)
+    # rounded once: ReLUs that follow depend on which side of zero it falls
+    return torch.addcmul(shift.view(per_channel), input, scale.view(per_channel))
 
 
 CORRECTIONS: Rules = {
