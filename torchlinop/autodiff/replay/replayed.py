@@ -16,6 +16,9 @@ from torchlinop.autodiff.replay.writing import write
 
 Function = Callable[[Tensor], Tensor]
 
+#: entries of a vector whose sums are compared; a prime, so that rows fall into several
+_LANES = 1021
+
 
 class Replay(NamedTuple):
     """The kernels of a function as one function."""
@@ -68,7 +71,7 @@ def _replay(recording: Recording, function: Function, x: Tensor) -> Replay | Non
     # made on the host: not every device has a generator of its own
     probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
     probe = probe.to(x.device)
-    if not _reproduces(run, function, probe):
+    if not _agree(_digest(run(probe)), _digest(function(probe))):  # where nobody listens
         return None
     if x.is_cuda:
         run = captured(run, probe)
@@ -86,11 +89,27 @@ def _computed_bytes(calls: list[Call]) -> int:
     return sum(sizes.values())
 
 
-def _reproduces(run: Function, function: Function, probe: Tensor) -> bool:
-    """Whether a replay gives what the function gives where nobody listens."""
-    replayed, reference = run(probe), function(probe)
+class _Digest(NamedTuple):
+    """What is kept of a vector for a comparison."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    norm: Tensor
+    #: sums of every thousandth entry
+    sums: Tensor
+
+
+def _digest(y: Tensor) -> _Digest:
+    flat = y.reshape(-1)
+    whole = flat[: flat.numel() // _LANES * _LANES].view(-1, _LANES)
+    sums = torch.cat([whole.sum(0), flat[whole.numel() :]])
+    return _Digest(y.shape, y.dtype, torch.linalg.vector_norm(flat), sums)
+
+
+def _agree(replayed: _Digest, reference: _Digest) -> bool:
+    """Whether two vectors are the same but for rounding."""
     if replayed.shape != reference.shape or replayed.dtype != reference.dtype:
         return False
-    error = torch.linalg.vector_norm(replayed - reference)
-    scale = torch.linalg.vector_norm(reference)
-    return bool(error <= 1e3 * torch.finfo(probe.dtype).eps * scale)
+    bound = 1e3 * torch.finfo(reference.dtype).eps * reference.norm
+    errors = torch.linalg.vector_norm(replayed.sums - reference.sums)
+    return bool((errors <= bound) & ((replayed.norm - reference.norm).abs() <= bound))

@@ -49,7 +49,7 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
     """Drop calls that change nothing and gather constant factors."""
     result = recording.result
     known = {recording.x}.union(*(call.outputs for call in live))
-    replaced: dict[Value, Value] = {}
+    replaced = _copies(recording, known)
     made_by: dict[Value, Call] = {}
     uses = _uses(live)
 
@@ -83,6 +83,21 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
     return _needed(kept, result, fixed)
 
 
+def _copies(recording: Recording, known: set[Value]) -> dict[Value, Value]:
+    """Constants that are others times one, as addcmul's derivative makes them."""
+    copies = {}
+    for call in recording.calls:
+        if call.func is _aten.mul.Scalar and call.args[1] == 1 and call.result not in known:
+            original = call.args[0]
+            if original.constant is not None and _looks_like(original, call.result):
+                copies[call.result] = original
+    return copies
+
+
+def _looks_like(a: Value, b: Value) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.strides == b.strides
+
+
 def _uses(calls: list[Call]) -> Counter[Value]:
     """How often each value is an argument."""
     return Counter(v for call in calls for v in call.inputs)
@@ -95,8 +110,7 @@ def _same_as(call: Call, made_by: dict[Value, Call], known: set[Value]) -> Value
         return same
     if call.func is _aten.mul.Scalar and call.args[1] == 1:  # of addcmul's derivative
         term = call.args[0]
-        if term.dtype == call.result.dtype and term.strides == call.result.strides:
-            return term if term.memory != 0 else None
+        return term if term.memory != 0 and _looks_like(term, call.result) else None
     if call.func is _aten.t.default:
         inner = made_by.get(call.args[0])
         if inner is not None and inner.func is _aten.t.default:
@@ -106,13 +120,10 @@ def _same_as(call: Call, made_by: dict[Value, Call], known: set[Value]) -> Value
         for term, other in ((a, b), (b, a)):
             if not isinstance(other, Value) or not isinstance(term, Value):
                 continue
-            same_kind = (
-                term.shape == call.result.shape
-                and term.strides == call.result.strides
-                and term.dtype == call.result.dtype
-            )
             # the result must not turn out to be a view of the argument
-            if same_kind and term.memory != 0 and _is_zero(other, made_by, known):
+            if term.memory == 0 or not _looks_like(term, call.result):
+                continue
+            if _is_zero(other, made_by, known):
                 return term
     return None
 
