@@ -136,4 +136,19 @@ def gpt2() -> Problem:
     return model, torch.randint(50257, (4, 256)), torch.randint(50257, (4 * 256,))
 
 
+class _LSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(16, 32, num_layers=2, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+def lstm() -> Problem:
+    """2-layer, 32-wide LSTM on 16 sequences of 50 steps: 15,178 parameters."""
+    return _LSTM(), torch.rand(16, 50, 16), torch.randint(10, (16,))
+
+
 PROBLEMS = {"tiny MLP": tiny_mlp, "MLP": mlp, "ResNet-20": resnet20, "GPT": gpt}

@@ -141,9 +141,9 @@ def test_operators_with_rules_equal_those_without(network, operator, monkeypatch
     products, used = {}, []
     X = _tensor(sum(p.numel() for p in model.parameters()), 6)
 
-    def spying(device, *, rules=True):
+    def spying(device, *, rules=True, **options):
         used.append(rules)
-        return recording(device, rules=rules and with_rules)
+        return recording(device, rules=rules and with_rules, **options)
 
     monkeypatch.setattr(protocol, "recording", spying)
     for with_rules in (True, False):

@@ -22,7 +22,7 @@ from torchlinop.autodiff.replay import Replay, record
 #: calls of a function before it may be recorded: the first ones are slower than the rest
 WARM_UP = 3
 #: seconds per node of a graph: what recording it takes, what a replay saves each time
-_RECORDING, _ENGINE = 60e-6, 2.5e-6
+_RECORDING, _ENGINE = 125e-6, 2.5e-6
 #: share of a product that a replay saves beside that, by fewer kernels
 _KERNELS = 0.04
 #: a replay that takes more than this part of the function's time is not worth its memory
@@ -196,7 +196,8 @@ class LinearRows(Rows):
             return False
         cost = self._nodes * _RECORDING + 2 * self._seconds
         gain = self._nodes * _ENGINE + _KERNELS * self._seconds
-        return gain * (remaining or max(experience.expected, self.calls)) > cost
+        # as many calls are to come as last time; else, perhaps, twice those so far
+        return gain * (remaining or max(experience.expected, 2 * self.calls)) > cost
 
     def _try_replay(self, replay: Replay, v: Tensor, experience: Experience) -> Tensor:
         """Replay, and decide after a few times whether that is faster."""
