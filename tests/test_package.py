@@ -16,11 +16,20 @@ ROOT = Path(torchlinop.__file__).parent
 #: lower layers first; a module imports from lower layers, or from its own
 LAYERS = [
     ["_typing"],
-    ["_dtypes", "_cupy", "_watch", "_interchange", "_space", "autodiff", "data"],
+    [
+        "_dtypes",
+        "_cupy",
+        "_watch",
+        "_observers",
+        "_interchange",
+        "_space",
+        "autodiff",
+        "data",
+    ],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
     ["curvature", "solve"],
-    ["reference", "verify"],
+    ["reference", "verify", "_pairs", "_runlog", "_monitor"],
     ["__init__"],
     ["compat"],
 ]

@@ -1,7 +1,9 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
 from torchlinop import verify
+from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop._runlog import RunLog
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
 from torchlinop.curvature import (
@@ -59,6 +61,7 @@ __all__ = [
     "Options",
     "ParameterSpace",
     "Preconditioner",
+    "RunLog",
     "SolveReport",
     "SubmatrixLinearOperator",
     "TorchLinearOperator",
@@ -66,6 +69,7 @@ __all__ = [
     "WrongDerivativeError",
     "aslinearoperator",
     "gradient_and_loss",
+    "monitor",
     "multishift_cg",
     "neumann_scale",
     "verify",
