@@ -16,10 +16,19 @@ ROOT = Path(torchlinop.__file__).parent
 #: lower layers first; a module imports from lower layers, or from its own
 LAYERS = [
     ["_typing"],
-    ["_dtypes", "_cupy", "_watch", "_interchange", "_space", "autodiff", "data"],
+    [
+        "_convergence",
+        "_dtypes",
+        "_cupy",
+        "_watch",
+        "_interchange",
+        "_space",
+        "autodiff",
+        "data",
+    ],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
-    ["curvature", "solve"],
+    ["curvature", "estimate", "solve"],
     ["reference", "verify"],
     ["__init__"],
     ["compat"],
@@ -31,6 +40,8 @@ STRANGERS = [
     ("_operator", "sources"),
     ("structured", "_kept"),
     ("curvature", "solve"),
+    ("estimate", "curvature"),
+    ("estimate", "solve"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
-from torchlinop import verify
+from torchlinop import estimate, verify
+from torchlinop._convergence import ConvergenceWarning
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
@@ -16,7 +17,6 @@ from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
     ConvergenceError,
-    ConvergenceWarning,
     EighInverseLinearOperator,
     JacobiPreconditioner,
     LSMRInverseLinearOperator,
@@ -65,6 +65,7 @@ __all__ = [
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "estimate",
     "gradient_and_loss",
     "multishift_cg",
     "neumann_scale",
