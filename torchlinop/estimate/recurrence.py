@@ -2,8 +2,8 @@
 
 Nothing is orthogonalized, so that a step costs a product and little else. Copies of
 eigenvalues that have converged then appear among the nodes, but together they have the
-weight of one, and the quadrature is as accurate as with orthogonal vectors: Greenbaum, Linear
-Algebra Appl. 113 (1989), https://doi.org/10.1016/0024-3795(89)90285-1.
+weight of one, and the quadrature is as accurate as with orthogonal vectors: Greenbaum,
+Linear Algebra Appl. 113 (1989), https://doi.org/10.1016/0024-3795(89)90285-1.
 """
 
 from __future__ import annotations
