@@ -16,8 +16,15 @@ ROOT = Path(__file__).parent.parent
 def test_every_public_name_is_in_the_reference():
     reference = (ROOT / "docs" / "operators.rst").read_text()
     documented = set(re.findall(r"auto(?:class|function|exception):: (\w+)", reference))
-    documented |= set(re.findall(r"automodule:: torchlinop\.(\w+)", reference)) & {"verify"}
+    modules = set(re.findall(r"automodule:: torchlinop\.(\w+)", reference))
+    documented |= modules & {"estimate", "verify"}
     assert documented == set(torchlinop.__all__)
+
+
+def test_every_estimate_is_in_the_reference():
+    reference = (ROOT / "docs" / "operators.rst").read_text()
+    names = re.search(r"torchlinop\.estimate\n   :members: (.*)", reference)[1]
+    assert names.split(", ") == torchlinop.estimate.__all__
 
 
 def test_every_operator_is_in_the_readme():

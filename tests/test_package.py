@@ -17,6 +17,7 @@ ROOT = Path(torchlinop.__file__).parent
 LAYERS = [
     ["_typing"],
     [
+        "_convergence",
         "_dtypes",
         "_cupy",
         "_watch",
@@ -28,8 +29,8 @@ LAYERS = [
     ],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
-    ["curvature", "solve"],
-    ["reference", "verify", "_pairs", "_runlog", "_monitor"],
+    ["curvature", "estimate", "solve"],
+    ["reference", "verify", "_pairs", "_runlog", "_monitor", "_cost", "_summary", "plot"],
     ["__init__"],
     ["compat"],
 ]
@@ -40,6 +41,8 @@ STRANGERS = [
     ("_operator", "sources"),
     ("structured", "_kept"),
     ("curvature", "solve"),
+    ("estimate", "curvature"),
+    ("estimate", "solve"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
-from torchlinop import verify
+from torchlinop import estimate, verify
+from torchlinop._convergence import ConvergenceWarning
 from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._runlog import RunLog
@@ -18,7 +19,6 @@ from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
     ConvergenceError,
-    ConvergenceWarning,
     EighInverseLinearOperator,
     JacobiPreconditioner,
     LSMRInverseLinearOperator,
@@ -68,6 +68,7 @@ __all__ = [
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "estimate",
     "gradient_and_loss",
     "monitor",
     "multishift_cg",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,30 +15,8 @@ from torch import Tensor
 from torchlinop._interchange import as_tensor, import_array
 from torchlinop._pairs import Pairs, Which, chosen, least_squares, ritz_curve
 from torchlinop._typing import Array
+from torchlinop.estimate import Eigenpairs
 from torchlinop.solve.columns import column_norms
-
-
-@dataclass(frozen=True, eq=False)
-class RitzPairs:
-    """Approximate eigenpairs; unpacks as SciPy's pair of values and vectors.
-
-    Attributes
-    ----------
-    eigenvalues : torch.Tensor
-        Ascending, shape ``(k,)``.
-    eigenvectors : torch.Tensor
-        Shape ``(N, k)``, on the operator's device.
-    residual_norms : numpy.ndarray
-        True ones, ``|A v - lambda v|``, shape ``(k,)``: bounds of the errors of the
-        eigenvalues.
-    """
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-    residual_norms: np.ndarray
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter((self.eigenvalues, self.eigenvectors))
 
 
 class Iterate(NamedTuple):
@@ -128,10 +105,12 @@ class RunLog:
         """What each product took, shape ``(num_products,)``."""
         return np.array([seconds for _, seconds, _, _ in self.products])
 
-    def eigenpairs(self, k: int = 6, *, which: Which = "LM") -> RitzPairs:
+    def eigenpairs(
+        self, k: int = 6, *, which: Which = "LM", tol: float = 1e-5
+    ) -> Eigenpairs:
         """Ritz pairs in the span of the vectors that were multiplied so far.
 
-        For a Hermitian operator. No product is computed.
+        For a Hermitian operator. No product is computed; the residuals are true ones.
 
         Parameters
         ----------
@@ -139,6 +118,13 @@ class RunLog:
             How many; fewer are returned if the span is smaller.
         which
             The largest (``"LA"``), smallest (``"SA"``) or largest in size (``"LM"``).
+        tol
+            Residuals that count as converged, relative to the largest Ritz value.
+
+        Returns
+        -------
+        Eigenpairs
+            Unpacks as SciPy's pair of values and vectors.
 
         Raises
         ------
@@ -161,7 +147,9 @@ class RunLog:
         V, W = V / lengths, W / lengths
         theta = (V.conj() * W).sum(dim=0).real
         real = theta.dtype if X.dtype in (torch.float64, torch.complex128) else X.real.dtype
-        return RitzPairs(theta.to(real), V.to(X.dtype), column_norms(W - V * theta))
+        norms = column_norms(W - V * theta)
+        converged = norms <= tol * np.abs(values).max()
+        return Eigenpairs(theta.to(real), V.to(X.dtype), norms, converged, self.num_columns)
 
     def solution(self, b: Array) -> Iterate:
         """Return the ``x`` with the smallest ``|b - A x|`` in the span of these vectors.

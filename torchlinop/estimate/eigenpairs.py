@@ -1,0 +1,278 @@
+"""Eigenpairs at the ends of a spectrum, by Lanczos on the operator's device."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinop._convergence import ConvergenceWarning, users_frame
+from torchlinop._kept import free_memory
+from torchlinop._operator import TorchLinearOperator
+from torchlinop._typing import Array
+from torchlinop.estimate.arguments import (
+    at_least_zero,
+    one_of,
+    positive_count,
+    square_operator,
+    start_vector,
+)
+from torchlinop.estimate.krylov import KrylovSpace
+from torchlinop.estimate.progress import progress_bar
+
+#: which end of the spectrum, as for SciPy's ``eigsh``
+Which: TypeAlias = Literal["LA", "SA", "LM", "BE"]
+
+#: products with which the end of a spectrum is searched for what was missed
+_CHECK = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Eigenpairs:
+    """Eigenvalues and eigenvectors, each with a bound of its residual.
+
+    Unpacks like the pair that SciPy's ``eigsh`` returns:
+    ``eigenvalues, eigenvectors = estimate.eigsh(A, k=10)``.
+
+    Attributes
+    ----------
+    eigenvalues : torch.Tensor
+        Shape ``(k,)``, ascending, real, on the operator's device.
+    eigenvectors : torch.Tensor
+        Shape ``(N, k)``, orthonormal.
+    residual_bounds : numpy.ndarray
+        Bounds of the 2-norms of ``A v - lambda v``, shape ``(k,)``: there is an eigenvalue
+        within each of these.
+    converged : numpy.ndarray of bool
+        Which bounds have reached the tolerance, shape ``(k,)``.
+    num_matvecs : int
+        Vectors that were multiplied.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    residual_bounds: np.ndarray
+    converged: np.ndarray
+    num_matvecs: int
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.eigenvalues, self.eigenvectors))
+
+    def __str__(self) -> str:
+        count = len(self.converged)
+        lines = [
+            f"{int(self.converged.sum())} of {count} eigenpairs converged "
+            f"({self.num_matvecs} products)"
+        ]
+        lines += [
+            f"  {value:12.6g} +- {bound:.1e}"
+            for value, bound in zip(
+                self.eigenvalues.tolist(), self.residual_bounds, strict=True
+            )
+        ]
+        return "\n".join(lines)
+
+
+def eigsh(
+    A: Any,
+    k: int = 6,
+    *,
+    which: Which = "LA",
+    tol: float = 1e-5,
+    v0: Array | None = None,
+    ncv: int | None = None,
+    max_matvecs: int | None = None,
+    memory_budget: float | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Eigenpairs:
+    r"""Eigenpairs at an end of the spectrum of a symmetric matrix.
+
+    Thick-restarted Lanczos with full orthogonalization, on the operator's device. When all
+    residuals have reached the tolerance, a few more products from a random vector that is
+    orthogonal to everything found look for what was missed: further members of a cluster or
+    of a repeated eigenvalue, of which one Krylov space holds one each.
+
+    Parameters
+    ----------
+    A
+        Symmetric or Hermitian operator or matrix, shape ``(N, N)``.
+    k
+        Number of eigenpairs, at most ``N``.
+    which
+        ``"LA"``: the largest; ``"SA"``: the smallest; ``"LM"``: the largest in size;
+        ``"BE"``: half from each end, one more from the upper if ``k`` is odd.
+    tol
+        Residuals to reach, relative to the norm of ``A``; zero is as far as rounding lets.
+        An eigenvalue's error is of the order of the residual's square.
+    v0
+        Where to start, shape ``(N,)``: a random vector by default. A sum of eigenvectors of
+        a similar matrix saves products.
+    ncv
+        Most vectors of the basis, between ``k + 2`` and ``N``.
+    max_matvecs
+        Most products; by default ``max(10 N, 1000)``.
+    memory_budget
+        Bytes that the basis may take on the device, beyond which it lies on the host; by
+        default half of what is free.
+    seed
+        Of random vectors.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    Eigenpairs
+
+    Raises
+    ------
+    ValueError
+        ``A`` is not square or not symmetric, or an argument is out of range.
+    numpy.linalg.LinAlgError
+        A product is not finite.
+
+    Warns
+    -----
+    ConvergenceWarning
+        ``max_matvecs`` was not enough; the bounds hold nonetheless.
+
+    References
+    ----------
+    Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems",
+    SIAM J. Matrix Anal. Appl. 22 (2000), https://doi.org/10.1137/S0895479898334605
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop import estimate
+    >>> A = torch.diag(torch.arange(1.0, 101.0))
+    >>> eigenvalues, eigenvectors = estimate.eigsh(A, k=2)
+    >>> eigenvalues.round()
+    tensor([ 99., 100.])
+    """
+    A = square_operator(A, "eigsh")
+    n = A.shape[0]
+    k = positive_count("k", k)
+    one_of("which", which, ("LA", "SA", "LM", "BE"))
+    tol = at_least_zero("tol", tol)
+    if k > n:
+        raise ValueError(f"k has to be at most N = {n}, got {k}.")
+    start = None if v0 is None else start_vector(v0, A)
+    ncv, on_device = _basis_size(A, k, ncv, memory_budget)
+    limit = max(10 * n, 1000) if max_matvecs is None else max_matvecs
+    limit = positive_count("max_matvecs", limit)
+    if limit < k:
+        raise ValueError(f"max_matvecs has to be at least k = {k}, got {limit}.")
+    space = KrylovSpace(A, ncv, on_device, start, seed)
+    with progress_bar(progress, None) as bar:
+        pairs = _search(space, k, which, tol, limit, bar.update)
+    if not pairs.converged.all():
+        worst = float(pairs.residual_bounds.max())
+        warnings.warn(
+            f"eigsh: {int((~pairs.converged).sum())} of {k} eigenpairs have not converged "
+            f"after {pairs.num_matvecs} products; the largest residual is {worst:.2e}, "
+            f"wanted {tol * space.norm:.2e}. Raise max_matvecs or ncv, or accept a larger "
+            "tol.",
+            ConvergenceWarning,
+            stacklevel=users_frame(),
+        )
+    return pairs
+
+
+def _basis_size(
+    A: TorchLinearOperator, k: int, ncv: int | None, memory_budget: float | None
+) -> tuple[int, int]:
+    """Return how many vectors the basis holds, and how many of them on the device."""
+    n = A.shape[0]
+    least = min(k + 2, n)
+    if ncv is not None and not least <= positive_count("ncv", ncv) <= n:
+        raise ValueError(f"ncv has to be between k + 2 = {least} and N = {n}, got {ncv}.")
+    size = min(n, max(2 * k + 20, 40)) if ncv is None else int(ncv)
+    row = n * torch.empty(0, dtype=A.torch_dtype, device="cpu").itemsize
+    budget = free_memory(A.device) if memory_budget is None else float(memory_budget)
+    fits = int(budget // row)
+    if A.device.type == "cpu" and ncv is None:
+        size = min(size, max(fits, least))
+    return size, fits
+
+
+def _search(
+    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Any
+) -> Eigenpairs:
+    """Extend and restart the space until the wanted pairs are found and confirmed."""
+    confirmed: np.ndarray | None = None  # the values found, while a check goes on
+    check_ends, due = 0, k
+    while True:
+        space.step()
+        count(1)
+        last = space.num_matvecs >= limit
+        full = space.size == space.capacity
+        if not (last or full or space.size >= due):
+            continue
+        theta, S, residuals = space.ritz()
+        goal = max(tol, 4 * space.eps) * space.norm
+        order = _order(theta, which)
+        good = order[residuals[order] <= goal]
+        done = len(good) >= k and _agree(theta[good[:k]], theta[order[:k]], goal)
+        wanted = good[:k] if done else order[:k]
+        if confirmed is not None and not (done and _agree(theta[wanted], confirmed, goal)):
+            confirmed = None  # something was missed
+        checked = confirmed is not None and space.num_matvecs >= check_ends
+        if last or checked or (done and space.complete):
+            return _pairs(space, theta, S, residuals, wanted, goal)
+        if done and confirmed is None:
+            kept = good[: max(k, space.capacity // 2)]
+            space.restart(theta[kept], S[:, kept])
+            space.start_afresh()
+            confirmed = theta[wanted]
+            check_ends = space.num_matvecs + _CHECK
+        elif full:
+            room = space.capacity - k
+            rest = order[~np.isin(order, wanted)][: min(2 * room // 5, room - 2)]
+            kept = np.concatenate([wanted, rest])
+            space.restart(theta[kept], S[:, kept])
+        due = space.size + (4 if confirmed is not None else 1 + space.size // 10)
+
+
+def _agree(values: np.ndarray, others: np.ndarray, goal: float) -> bool:
+    """Whether two sets of values are the same to what residuals allow."""
+    return bool(np.abs(np.sort(values) - np.sort(others)).max() <= 2 * goal)
+
+
+def _pairs(
+    space: KrylovSpace,
+    theta: np.ndarray,
+    S: np.ndarray,
+    residuals: np.ndarray,
+    wanted: np.ndarray,
+    goal: float,
+) -> Eigenpairs:
+    wanted = wanted[np.argsort(theta[wanted])]
+    vectors = space.vectors(S[:, wanted])
+    return Eigenpairs(
+        torch.as_tensor(theta[wanted], dtype=vectors.real.dtype, device=vectors.device),
+        vectors,
+        residuals[wanted] + space.rounding,
+        residuals[wanted] <= goal,
+        space.num_matvecs,
+    )
+
+
+def _order(theta: np.ndarray, which: str) -> np.ndarray:
+    """Indices of ascending values, the most wanted first."""
+    up = np.arange(len(theta))
+    if which == "SA":
+        return up
+    if which == "LA":
+        return up[::-1]
+    if which == "LM":
+        return np.argsort(-np.abs(theta), kind="stable")
+    ends = np.empty(len(theta), dtype=int)
+    ends[0::2] = up[::-1][: (len(theta) + 1) // 2]
+    ends[1::2] = up[: len(theta) // 2]
+    return ends
