@@ -2,6 +2,7 @@
 
 from torchlinop import estimate, verify
 from torchlinop._convergence import ConvergenceWarning
+from torchlinop._cost import Cost, cost
 from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._runlog import RunLog
@@ -43,6 +44,7 @@ __all__ = [
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Cost",
     "DiagonalLinearOperator",
     "EFLinearOperator",
     "EighInverseLinearOperator",
@@ -68,6 +70,7 @@ __all__ = [
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "cost",
     "estimate",
     "gradient_and_loss",
     "monitor",

@@ -208,8 +208,8 @@ class Completeness(Result):
         ends = self.missed[np.argsort(np.abs(self.missed - self.threshold))]
         value, error = self.num_missed.value, self.num_missed.stderr
         return (
-            f"incomplete: {found},\n  about {value:.1f} +- {error:.1f} others are there, one "
-            f"as far out as {ends[-1]:.6g} {ending}"
+            f"incomplete: {found},\n  about {value:.1f} +- {error:.1f} others are there, "
+            f"one as far out as {ends[-1]:.6g} {ending}"
         )
 
 
