@@ -1,12 +1,13 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
-from torchlinop import estimate, verify
+from torchlinop import estimate, plot, verify
 from torchlinop._convergence import ConvergenceWarning
 from torchlinop._cost import Cost, cost
 from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._runlog import RunLog
 from torchlinop._space import ParameterSpace
+from torchlinop._summary import Summary, summary
 from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
 from torchlinop.curvature import (
     EFLinearOperator,
@@ -66,6 +67,7 @@ __all__ = [
     "RunLog",
     "SolveReport",
     "SubmatrixLinearOperator",
+    "Summary",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
@@ -76,6 +78,8 @@ __all__ = [
     "monitor",
     "multishift_cg",
     "neumann_scale",
+    "plot",
+    "summary",
     "verify",
 ]
 
