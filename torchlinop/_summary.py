@@ -20,8 +20,9 @@ from torchlinop.estimate.probes import ProbeSource, block_size
 from torchlinop.estimate.progress import progress_bar
 from torchlinop.estimate.recurrence import Recurrence
 
-#: fewest and most vectors that are multiplied where the time decides
-_FEWEST, _MOST = 200, 1500
+#: fewest and most vectors that are multiplied where the time decides, and how many times
+#: the size of the matrix are enough
+_FEWEST, _MOST, _ENOUGH = 200, 1500, 10
 #: parts of the products that look for the top and for the bottom, and steps of each probe
 _TOP, _BOTTOM, _STEPS = 0.35, 0.15, 60
 #: an eigenvalue that is so many times the next one ends the outliers
@@ -77,7 +78,8 @@ class Summary:
     def negative_share(self) -> Estimate:
         """The part of the sum of the sizes that negative eigenvalues have."""
         sizes = (self.density.weights * np.abs(self.density.nodes)).sum(axis=1)
-        negative = (self.density.weights * np.maximum(-self.density.nodes, 0)).sum(axis=1)
+        below = np.where(self.density.nodes < -self.density.floor, -self.density.nodes, 0)
+        negative = (self.density.weights * below).sum(axis=1)
         size = sizes.mean() or 1.0
         share = float(negative.mean() / size)
         _, error = mean_and_stderr((negative - share * sizes) / size)  # of a quotient
@@ -238,7 +240,8 @@ def _affordable(A: TorchLinearOperator, max_seconds: float) -> int:
     begin = perf_counter()
     float((A @ x)[0, 0].real)  # waits for the device
     each = perf_counter() - begin
-    return int(np.clip(max_seconds / max(each, 1e-9), _FEWEST, _MOST))
+    most = np.clip(_ENOUGH * A.shape[0], _FEWEST, _MOST)
+    return int(np.clip(max_seconds / max(each, 1e-9), _FEWEST, most))
 
 
 def _density_around(
@@ -255,33 +258,29 @@ def _density_around(
     n, rest = A.shape[0], A.shape[0] - len(sure)
     steps = min(_STEPS, rest)
     probes = max(num_matvecs // max(steps, 1), 3)
-    source, parts, squares = ProbeSource(A, "rademacher", seed), [], []
-    used = 0
+    source, found = ProbeSource(A, "rademacher", seed), []
     with progress_bar(progress, probes * steps) as bar:
-        for begin in range(0, probes, block_size(A)):
+        for begin in range(0, probes if rest else 0, block_size(A)):
             rows = source.rows(min(block_size(A), probes - begin))
             recurrence = Recurrence(_Rest(A, V), _without(V, rows.T).T.contiguous())
-            squares.append(recurrence.squared_norms.double().cpu().numpy())
+            # E |z|^2 = rest; the size of each vector counts, so that nothing is biased
+            sizes = recurrence.squared_norms.double().cpu().numpy()[:, None] / n
             recurrence.advance(steps, bar.update)
-            used += len(rows) * steps
-            parts.append(recurrence.quadrature())
-    nodes, weights, residuals = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("nodes", "weights", "residuals")
-    )
-    # E |z|^2 = rest; the size of each vector counts, so that nothing is biased
-    sizes = np.concatenate(squares)[:, None] / n
-    count = len(nodes)
-    nodes = np.hstack([nodes, np.tile(known, (count, 1))])
-    weights = np.hstack([weights * sizes, np.full((count, len(known)), 1 / n)])
-    residuals = np.hstack([residuals, np.tile(top.residual_bounds[sure], (count, 1))])
+            part = recurrence.quadrature()
+            found.append((part.nodes, sizes * part.weights, part.residuals))
+    if not found:  # all eigenvalues are known
+        found.append((np.zeros((probes, 0)),) * 3)
+    nodes, weights, residuals = (np.concatenate(part) for part in zip(*found, strict=True))
+    nodes = np.hstack([nodes, np.tile(known, (probes, 1))])
+    weights = np.hstack([weights, np.full((probes, len(known)), 1 / n)])
+    residuals = np.hstack([residuals, np.tile(top.residual_bounds[sure], (probes, 1))])
     order = np.argsort(nodes, axis=1, kind="stable")
     return SpectralDensity(
         nodes=np.take_along_axis(nodes, order, axis=1),
         weights=np.take_along_axis(weights, order, axis=1),
         residuals=np.take_along_axis(residuals, order, axis=1),
         dim=n,
-        num_matvecs=used,
+        num_matvecs=probes * steps,
         seed=seed,
         eps=torch.finfo(A.torch_dtype).eps,
     )

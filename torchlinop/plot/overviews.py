@@ -47,7 +47,10 @@ def _write(ax: Any, text: str) -> None:
     """Fill the Axes with lines of text."""
     ax.axis("off")
     lines = [line.strip() for line in text.splitlines()]
-    lines[0] = lines[0].replace(">: ", ">\n")
+    lines[:1] = lines[0].replace(">: ", ">\n").split("\n")
+    # as wide as the Axes: 0.6 of its size is the width of a letter
+    points = 72 * 0.41 * ax.figure.get_figwidth()
+    size = min(9.0, points / (0.62 * max(len(line) for line in lines)))
     ax.text(
         0,
         1,
@@ -55,6 +58,6 @@ def _write(ax: Any, text: str) -> None:
         transform=ax.transAxes,
         va="top",
         family="monospace",
-        fontsize="x-small",
+        fontsize=size,
         linespacing=1.7,
     )
