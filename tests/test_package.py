@@ -32,7 +32,8 @@ LAYERS = [
     ["curvature", "estimate", "solve"],
     ["reference", "verify", "_pairs", "_runlog", "_monitor", "_cost", "_summary", "plot"],
     ["__init__"],
-    ["compat"],
+    ["compat", "examples"],
+    ["__main__"],
 ]
 #: pairs in one layer that may not import one another either
 STRANGERS = [
