@@ -40,11 +40,18 @@ class Recurrence:
         Symmetric or Hermitian.
     rows
         Starting vectors, shape ``(K, N)``; overwritten.
+
+    Attributes
+    ----------
+    squared_norms : Tensor
+        Of the starting vectors, shape ``(K,)``.
+    eps : float
+        Rounding unit of the products.
     """
 
     def __init__(self, A: TorchLinearOperator, rows: Tensor) -> None:
         self._A = A
-        self._eps = torch.finfo(rows.dtype).eps
+        self.eps = torch.finfo(rows.dtype).eps
         self.squared_norms = _dots(rows, rows)
         self._q = rows.mul_(self.squared_norms.rsqrt().unsqueeze(1))
         self._previous: Tensor | None = None
@@ -68,7 +75,7 @@ class Recurrence:
             beta = _dots(w, w).sqrt()
             self._size = torch.maximum(self._size, alpha.abs() + beta)
             # what is left may be rounding: then the recurrence has found all it can
-            going = beta > 4 * self._eps * self._size
+            going = beta > 4 * self.eps * self._size
             beta = torch.where(going, beta, 0)
             self._previous = q
             self._q = w.mul_(torch.where(going, 1 / beta, 0).unsqueeze(1))
@@ -78,6 +85,11 @@ class Recurrence:
             if each is not None:
                 each(len(q))
         require_finite(torch.stack(self._alphas), "Lanczos' recurrence")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return len(self._alphas)
 
     def quadrature(self) -> Quadrature:
         """Gauss quadrature of all steps so far."""
