@@ -91,7 +91,7 @@ def diagonal(
 class _Hutchinson:
     """Mean and spread of ``conj(z) * (A z)``, of which nothing else is kept."""
 
-    method, least = "hutchinson", 2
+    method, least = "hutchinson", 1
 
     def __init__(self, A: TorchLinearOperator, source: ProbeSource) -> None:
         self._A, self._source = A, source
@@ -120,7 +120,7 @@ class _Hutchinson:
 
     def estimate(self) -> tuple[Tensor, Tensor]:
         count, mean, squares = self._state
-        return mean, (squares / max(count - 1, 1) / count).sqrt()
+        return mean, _stderr(squares, count)
 
     def exact(self) -> Tensor:
         self._spent = self.exact_matvecs
@@ -130,7 +130,7 @@ class _Hutchinson:
 class _XDiag:
     """Of each vector in turn a sample in the complement of the range of all others."""
 
-    method, least = "xdiag", 4
+    method, least = "xdiag", 2
 
     def __init__(self, A: TorchLinearOperator, source: ProbeSource) -> None:
         self._A = A
@@ -159,12 +159,19 @@ class _XDiag:
         )
         samples = Qs * (sketch.omega.conj() * left - Ts.conj())
         mean = samples.mean(dim=0)
-        variance = (samples - mean).abs().square().sum(dim=0) / max(r - 1, 1)
-        return inside + mean, (variance / r).sqrt()
+        squares = (samples - mean).abs().square().sum(dim=0)
+        return inside + mean, _stderr(squares, r)
 
     def exact(self) -> Tensor:
         self._spent = self.exact_matvecs
         return exact_diagonal(self._A)
+
+
+def _stderr(squares: Tensor, count: int) -> Tensor:
+    """Standard error of a mean, from squared distances; infinite for one sample."""
+    if count < 2:
+        return torch.full_like(squares, torch.inf)
+    return (squares / (count - 1) / count).sqrt()
 
 
 def _zeros(A: TorchLinearOperator) -> Tensor:

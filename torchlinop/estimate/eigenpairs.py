@@ -25,6 +25,7 @@ from torchlinop.estimate.arguments import (
 )
 from torchlinop.estimate.krylov import KrylovSpace
 from torchlinop.estimate.progress import progress_bar
+from torchlinop.estimate.sampling import Interrupted
 
 #: which end of the spectrum, as for SciPy's ``eigsh``
 Which: TypeAlias = Literal["LA", "SA", "LM", "BE"]
@@ -141,6 +142,8 @@ def eigsh(
         ``A`` is not square or not symmetric, or an argument is out of range.
     numpy.linalg.LinAlgError
         A product is not finite.
+    Interrupted
+        On Ctrl-C, with the Ritz pairs so far.
 
     Warns
     -----
@@ -176,7 +179,13 @@ def eigsh(
         raise ValueError(f"max_matvecs has to be at least k = {k}, got {limit}.")
     space = KrylovSpace(A, ncv, on_device, start, seed)
     with progress_bar(progress, None) as bar:
-        pairs = _search(space, k, which, tol, limit, bar.update)
+        try:
+            pairs = _search(space, k, which, tol, limit, bar.update)
+        except KeyboardInterrupt as interrupt:
+            if not space.size:
+                raise
+            so_far = _look(space, min(k, space.size), which, tol).pairs(space)
+            raise Interrupted(so_far) from interrupt
     if not pairs.converged.all():
         worst = float(pairs.residual_bounds.max())
         warnings.warn(
@@ -258,20 +267,31 @@ def _converge(
         full = space.size == space.capacity
         if not (last or full or space.size >= due):
             continue
-        theta, S, residuals = space.ritz()
-        goal = max(tol, 4 * space.eps) * space.norm
-        order = _order(theta, which)
-        good = order[residuals[order] <= goal]
-        done = len(good) >= k and _agree(theta[good[:k]], theta[order[:k]], goal)
-        wanted = good[:k] if done else order[:k]
-        if done or last:
-            return _Found(theta, S, residuals, wanted, good, goal)
-        space.turn_to(S[:, wanted[residuals[wanted] > goal]])
+        found = _look(space, k, which, tol)
+        missing = found.wanted[found.residuals[found.wanted] > found.goal]
+        if last or not len(missing):
+            return found
+        space.turn_to(found.S[:, missing])
         if full:
             room = space.capacity - k
-            kept = order[: k + min(2 * room // 5, room - 2)]
-            space.restart(theta[kept], S[:, kept])
-        due = space.size + 1 + space.size // 16
+            kept = _order(found.theta, which)[: k + min(2 * room // 5, room - 2)]
+            space.restart(found.theta[kept], found.S[:, kept])
+        due = space.size + 1 + space.size // 12
+
+
+def _look(space: KrylovSpace, k: int, which: str, tol: float) -> _Found:
+    """Ritz pairs of the space as it is.
+
+    Where a value that has not converged agrees with one that has, the latter is taken.
+    """
+    theta, S, residuals = space.ritz()
+    goal = max(tol, 4 * space.eps) * space.norm
+    order = _order(theta, which)
+    good = order[residuals[order] <= goal]
+    wanted = order[:k]
+    if len(good) >= k and _agree(theta[good[:k]], theta[wanted], goal):
+        wanted = good[:k]
+    return _Found(theta, S, residuals, wanted, good, goal)
 
 
 def _missed(
@@ -279,8 +299,9 @@ def _missed(
 ) -> bool:
     """Whether there is something better in the rest of the space.
 
-    A random vector has about ``N**-0.5`` of an eigenvector, which grows in each step of
-    Lanczos against all that lies between the unwanted values (Chebyshev polynomials).
+    A random vector has about ``N**-0.5`` of an eigenvector, and seldom less than a
+    fiftieth of that. It grows in each step of Lanczos against all that lies between the
+    unwanted values (Chebyshev polynomials).
     """
     values = found.theta[found.wanted]
     rest = np.delete(found.theta, found.wanted)
@@ -291,7 +312,7 @@ def _missed(
         distance = np.quantile(np.maximum(values - high, low - values), 0.25)
         growth = math.acosh(1 + 2 * max(distance, 0) / (high - low))
         if growth > 0:
-            needed = math.ceil(math.log(2 * math.sqrt(space.dim)) / growth)
+            needed = math.ceil(math.log(100 * math.sqrt(space.dim)) / growth)
             steps = int(np.clip(needed, *_CHECK))
     steps = max(steps, int(_CHECK_PART * space.num_matvecs))
     steps = min(steps, space.capacity - space.size, limit - space.num_matvecs)

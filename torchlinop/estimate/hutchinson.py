@@ -63,7 +63,7 @@ class Hutchinson:
         From the mean and its standard error to those of what is wanted.
     """
 
-    method, least = "hutchinson", 2
+    method, least = "hutchinson", 1
 
     def __init__(
         self,

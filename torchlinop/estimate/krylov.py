@@ -86,26 +86,26 @@ class KrylovSpace:
         self._basis[j] = q
         w = self._A._product(q.unsqueeze(1))[:, 0]
         self.num_matvecs += 1
-        plain = j > 0 and not b[:-1].any()
-        if plain and b[-1]:
-            w = w.sub(self._basis[j - 1], alpha=b[-1])
+        # where only the last entry of b is there, its part is known beforehand
+        plain = j > 0 and np.count_nonzero(b) == 1 and b[-1] != 0
+        if plain:
+            w = w.sub(self._basis[j - 1], alpha=b[-1].item())
         alpha = torch.vdot(q, w).real
         w = w.addcmul(q, alpha, value=-1)
         c, beta = self._orthogonalize(w, j + 1)
-        found = c.copy()  # what A q has along the basis
-        found[j] += float(alpha)
+        correction = math.sqrt(np.vdot(c, c).real)
+        c[j] += float(alpha)
         if plain:
-            found[j - 1] += b[-1]
-        if np.linalg.norm(c) > 0.5 * beta:  # rounding has left something along the basis
+            c[j - 1] += b[-1]
+        if correction > 0.5 * beta:  # rounding has left something along the basis
             more, beta = self._orthogonalize(w, j + 1)
-            found += more
-        self.norm = max(self.norm, math.hypot(np.linalg.norm(found), beta))
-        self._require_symmetric(found[:j].conj() - b - self._take_from_aside(q))
-        self._T[:j, j], self._T[j, :j] = found[:j], found[:j].conj()
-        self._T[j, j] = found[j].real
-        self._B = np.vstack([self._B, np.zeros_like(self._B, shape=(1, len(self._aside)))])
-        self._b = np.zeros_like(b, shape=j + 1)
-        self.size = j + 1
+            c += more
+        self.norm = max(self.norm, math.sqrt(np.vdot(c, c).real + beta**2))
+        self._require_symmetric(c[:j].conj() - b - self._take_from_aside(q))
+        self._T[:j, j], self._T[j, :j] = c[:j], c[:j].conj()
+        self._T[j, j] = c[j].real
+        B = np.vstack([self._B, np.zeros_like(self._B, shape=(1, len(self._aside)))])
+        self.size, self._b, self._B = j + 1, np.zeros_like(b, shape=j + 1), B
         if beta > 10 * self.eps * self.norm:
             self._b[j] = beta
             self._q = w.div_(beta)
@@ -116,7 +116,7 @@ class KrylovSpace:
         """Remove what ``w`` has along the basis; return that and the norm of the rest."""
         c = self._basis.orthogonalize(count, w)
         numbers = on_host(torch.cat([c, torch.vdot(w, w).unsqueeze(0)]))
-        if not np.isfinite(numbers).all():
+        if not np.isfinite(numbers[-1]):
             raise np.linalg.LinAlgError(
                 f"Product {self.num_matvecs} with the matrix has NaN or infinite entries. "
                 "For a curvature matrix look for NaN in parameters and data with "
@@ -171,7 +171,9 @@ class KrylovSpace:
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ritz values, ascending, their coefficients as columns, and residual norms."""
-        theta, S = np.linalg.eigh(self._T[: self.size, : self.size])
+        # by torch, since two libraries' threads would wait for one another
+        T = torch.from_numpy(self._T[: self.size, : self.size])
+        theta, S = (x.numpy() for x in torch.linalg.eigh(T))
         self.norm = max(self.norm, float(np.abs(theta).max()))
         if not len(self._aside):
             return theta, S, np.abs(self._b @ S)
@@ -184,7 +186,9 @@ class KrylovSpace:
     def restart(self, theta: np.ndarray, S: np.ndarray) -> None:
         """Keep some Ritz vectors: ``theta`` has shape ``(k,)``, ``S`` ``(size, k)``."""
         k = len(theta)
-        self._basis.combine(self._coefficients(S))
+        coefficients = self._coefficients(S)
+        self.size = 0  # an interrupt from here on leaves nothing to be used
+        self._basis.combine(coefficients)
         self._T[:] = 0
         self._T[np.arange(k), np.arange(k)] = theta
         self._b, self._B = self._b @ S, S.T @ self._B

@@ -57,8 +57,7 @@ class Recurrence:
         self._previous: Tensor | None = None
         self._beta = torch.zeros_like(self.squared_norms)
         self._size = torch.zeros_like(self.squared_norms)
-        self._alphas: list[Tensor] = []
-        self._betas: list[Tensor] = []
+        self._coefficients: list[tuple[Tensor, Tensor]] = []
 
     def advance(self, steps: int, each: Callable[[int], object] | None = None) -> None:
         """Take some steps, of one product with the block each.
@@ -80,22 +79,22 @@ class Recurrence:
             self._previous = q
             self._q = w.mul_(torch.where(going, 1 / beta, 0).unsqueeze(1))
             self._beta = beta
-            self._alphas.append(alpha)
-            self._betas.append(beta)
+            self._coefficients.append((alpha, beta))
             if each is not None:
                 each(len(q))
-        require_finite(torch.stack(self._alphas), "Lanczos' recurrence")
+        require_finite(self._coefficients[-1][0], "Lanczos' recurrence")
 
     @property
     def steps(self) -> int:
         """Number of steps so far."""
-        return len(self._alphas)
+        return len(self._coefficients)
 
     def quadrature(self) -> Quadrature:
         """Gauss quadrature of all steps so far."""
-        wide = torch.float64
-        alphas = torch.stack(self._alphas, dim=1).to(device="cpu", dtype=wide).numpy()
-        betas = torch.stack(self._betas, dim=1).to(device="cpu", dtype=wide).numpy()
+        alphas, betas = (
+            torch.stack(x, dim=1).to(device="cpu", dtype=torch.float64).numpy()
+            for x in zip(*self._coefficients, strict=True)
+        )
         nodes, weights = np.empty_like(alphas), np.zeros_like(alphas)
         residuals = np.zeros_like(alphas)
         for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):

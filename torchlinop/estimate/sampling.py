@@ -38,7 +38,7 @@ class Sampler(Protocol):
 
     #: its name
     method: str
-    #: fewest products that give an estimate with a standard error
+    #: fewest products that give an estimate
     least: int
     #: products of the exact answer
     exact_matvecs: int

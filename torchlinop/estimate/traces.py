@@ -117,7 +117,7 @@ class _HutchPlusPlus:
     the sketch may grow later.
     """
 
-    method, least = "hutch++", 4
+    method, least = "hutch++", 3
 
     def __init__(self, A: TorchLinearOperator, source: ProbeSource) -> None:
         self._A, self._source = A, source
@@ -126,8 +126,8 @@ class _HutchPlusPlus:
         self.num_matvecs, self.exact_matvecs = 0, A.shape[0]
 
     def grow(self, num_matvecs: int) -> None:
-        rank = max(1, num_matvecs // 3)
-        count = max(2, num_matvecs - 2 * rank)
+        rank = num_matvecs // 3
+        count = num_matvecs - 2 * rank
         if rank > len(self._sketch):
             self._sketch.grow(rank - len(self._sketch))
         have = 0 if self._probes is None else len(self._probes[0])
@@ -155,7 +155,7 @@ class _HutchPlusPlus:
 class _XTrace:
     """Of each vector in turn a sample in the complement of the range of all others."""
 
-    method, least = "xtrace", 4
+    method, least = "xtrace", 2
 
     def __init__(self, A: TorchLinearOperator, source: ProbeSource) -> None:
         self._A, self._kind = A, source.kind
@@ -199,7 +199,7 @@ class _XNysTrace:
     ``1 / (e^H H^-1 e)``.
     """
 
-    method, least = "xnystrace", 2
+    method, least = "xnystrace", 1
 
     def __init__(self, A: TorchLinearOperator, source: ProbeSource) -> None:
         self._A, self._source = A, source
