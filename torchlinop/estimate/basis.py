@@ -45,17 +45,19 @@ class Basis:
             self._parts[1][i - self._split] = vector.to("cpu")
 
     def _filled(self, count: int) -> list[Tensor]:
+        if count <= self._split:
+            return [self._parts[0][:count]]
         here = self._parts[0][: min(count, self._split)]
         there = self._parts[1][: max(count - self._split, 0)]
         return [part for part in (here, there) if len(part)]
 
     def dots(self, count: int, w: Tensor) -> Tensor:
         """Inner products of the first vectors with ``w``, shape ``(count,)``."""
-        products = [
-            torch.mv(part.conj(), w.to(part.device)).to(self._device)
-            for part in self._filled(count)
-        ]
-        return products[0] if len(products) == 1 else torch.cat(products)
+        parts = self._filled(count)
+        if len(parts) == 1 and count <= self._split:
+            return torch.mv(parts[0].conj(), w)
+        products = [torch.mv(part.conj(), w.to(part.device)) for part in parts]
+        return torch.cat([product.to(self._device) for product in products])
 
     def subtract(self, w: Tensor, coefficients: Tensor) -> None:
         """Subtract a combination of the first vectors from ``w``."""

@@ -15,7 +15,8 @@ from torchlinop.estimate.arguments import positive_count, square_operator
 from torchlinop.estimate.estimates import Estimate, mean_and_stderr
 from torchlinop.estimate.probes import Probes, ProbeSource, block_size
 from torchlinop.estimate.progress import progress_bar
-from torchlinop.estimate.recurrence import Recurrence
+from torchlinop.estimate.recurrence import Quadrature, Recurrence
+from torchlinop.estimate.sampling import Interrupted
 
 _SQRT_2_PI = math.sqrt(2 * math.pi)
 
@@ -219,6 +220,8 @@ def spectral_density(
         ``A`` is not square, or a count is below 1.
     numpy.linalg.LinAlgError
         A product is not finite.
+    Interrupted
+        On Ctrl-C, with the density so far.
 
     References
     ----------
@@ -242,22 +245,27 @@ def spectral_density(
     num_probes = positive_count("num_probes", num_probes)
     num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
     source = ProbeSource(A, probes, seed)
-    parts = []
+    parts: list[Quadrature] = []
+
+    def result() -> SpectralDensity:
+        nodes, weights, residuals = (np.concatenate(x) for x in zip(*parts, strict=True))
+        eps = torch.finfo(A.torch_dtype).eps
+        return SpectralDensity(nodes, weights, residuals, A.shape[0], nodes.size, seed, eps)
+
     with progress_bar(progress, num_probes * num_steps) as bar:
         for start in range(0, num_probes, block_size(A)):
             count = min(block_size(A), num_probes - start)
             recurrence = Recurrence(A, source.rows(count))
-            recurrence.advance(num_steps, bar.update)
+            try:
+                recurrence.advance(num_steps, bar.update)
+            except KeyboardInterrupt as interrupt:
+                if not parts and recurrence.steps:
+                    parts.append(recurrence.quadrature())
+                if not parts:
+                    raise
+                raise Interrupted(result()) from interrupt
             parts.append(recurrence.quadrature())
-    return SpectralDensity(
-        nodes=np.concatenate([part.nodes for part in parts]),
-        weights=np.concatenate([part.weights for part in parts]),
-        residuals=np.concatenate([part.residuals for part in parts]),
-        dim=A.shape[0],
-        num_matvecs=num_probes * num_steps,
-        seed=seed,
-        eps=torch.finfo(A.torch_dtype).eps,
-    )
+    return result()
 
 
 def _smoothed(

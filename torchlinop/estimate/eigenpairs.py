@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -24,12 +25,18 @@ from torchlinop.estimate.arguments import (
 )
 from torchlinop.estimate.krylov import KrylovSpace
 from torchlinop.estimate.progress import progress_bar
+from torchlinop.estimate.sampling import Interrupted
 
 #: which end of the spectrum, as for SciPy's ``eigsh``
 Which: TypeAlias = Literal["LA", "SA", "LM", "BE"]
 
-#: products with which the end of a spectrum is searched for what was missed
-_CHECK = 12
+#: is told of products
+Count: TypeAlias = Callable[[int], object]
+
+#: fewest and most products with which is searched for what was missed
+_CHECK = 3, 12
+#: the part of all products that it takes at least
+_CHECK_PART = 1 / 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +142,8 @@ def eigsh(
         ``A`` is not square or not symmetric, or an argument is out of range.
     numpy.linalg.LinAlgError
         A product is not finite.
+    Interrupted
+        On Ctrl-C, with the Ritz pairs so far.
 
     Warns
     -----
@@ -170,7 +179,13 @@ def eigsh(
         raise ValueError(f"max_matvecs has to be at least k = {k}, got {limit}.")
     space = KrylovSpace(A, ncv, on_device, start, seed)
     with progress_bar(progress, None) as bar:
-        pairs = _search(space, k, which, tol, limit, bar.update)
+        try:
+            pairs = _search(space, k, which, tol, limit, bar.update)
+        except KeyboardInterrupt as interrupt:
+            if not space.size:
+                raise
+            so_far = _look(space, min(k, space.size), which, tol).pairs(space)
+            raise Interrupted(so_far) from interrupt
     if not pairs.converged.all():
         worst = float(pairs.residual_bounds.max())
         warnings.warn(
@@ -201,66 +216,123 @@ def _basis_size(
     return size, fits
 
 
+class _Found(NamedTuple):
+    """Ritz pairs of a space."""
+
+    theta: np.ndarray
+    S: np.ndarray
+    residuals: np.ndarray
+    #: of the columns of ``S``: the wanted ones, and all that have converged, best first
+    wanted: np.ndarray
+    good: np.ndarray
+    #: what residuals are to reach
+    goal: float
+
+    def pairs(self, space: KrylovSpace) -> Eigenpairs:
+        order = self.wanted[np.argsort(self.theta[self.wanted])]
+        vectors = space.vectors(self.S[:, order])
+        values = torch.as_tensor(
+            self.theta[order], dtype=vectors.real.dtype, device=vectors.device
+        )
+        bounds = self.residuals[order]
+        return Eigenpairs(
+            values, vectors, bounds + space.rounding, bounds <= self.goal, space.num_matvecs
+        )
+
+
 def _search(
-    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Any
+    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count
 ) -> Eigenpairs:
-    """Extend and restart the space until the wanted pairs are found and confirmed."""
-    confirmed: np.ndarray | None = None  # the values found, while a check goes on
-    check_ends, due = 0, k
+    """Find the wanted pairs, look for what was missed, and begin again if there is any."""
+    while True:
+        found = _converge(space, k, which, tol, limit, count)
+        pairs = found.pairs(space)
+        if space.complete or space.num_matvecs >= limit or not pairs.converged.all():
+            return pairs
+        kept = found.good[: max(k, space.capacity // 2)]
+        space.restart(found.theta[kept], found.S[:, kept])
+        if not _missed(space, found, which, limit, count):
+            return replace(pairs, num_matvecs=space.num_matvecs)
+
+
+def _converge(
+    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count
+) -> _Found:
+    """Extend and restart the space until the wanted pairs have converged."""
+    due = max(k, space.size + 1)
     while True:
         space.step()
         count(1)
-        last = space.num_matvecs >= limit
+        last = space.num_matvecs >= limit or space.complete
         full = space.size == space.capacity
         if not (last or full or space.size >= due):
             continue
-        theta, S, residuals = space.ritz()
-        goal = max(tol, 4 * space.eps) * space.norm
-        order = _order(theta, which)
-        good = order[residuals[order] <= goal]
-        done = len(good) >= k and _agree(theta[good[:k]], theta[order[:k]], goal)
-        wanted = good[:k] if done else order[:k]
-        if confirmed is not None and not (done and _agree(theta[wanted], confirmed, goal)):
-            confirmed = None  # something was missed
-        checked = confirmed is not None and space.num_matvecs >= check_ends
-        if last or checked or (done and space.complete):
-            return _pairs(space, theta, S, residuals, wanted, goal)
-        if done and confirmed is None:
-            kept = good[: max(k, space.capacity // 2)]
-            space.restart(theta[kept], S[:, kept])
-            space.start_afresh()
-            confirmed = theta[wanted]
-            check_ends = space.num_matvecs + _CHECK
-        elif full:
+        found = _look(space, k, which, tol)
+        missing = found.wanted[found.residuals[found.wanted] > found.goal]
+        if last or not len(missing):
+            return found
+        space.turn_to(found.S[:, missing])
+        if full:
             room = space.capacity - k
-            rest = order[~np.isin(order, wanted)][: min(2 * room // 5, room - 2)]
-            kept = np.concatenate([wanted, rest])
-            space.restart(theta[kept], S[:, kept])
-        due = space.size + (4 if confirmed is not None else 1 + space.size // 10)
+            kept = _order(found.theta, which)[: k + min(2 * room // 5, room - 2)]
+            space.restart(found.theta[kept], found.S[:, kept])
+        due = space.size + 1 + space.size // 12
+
+
+def _look(space: KrylovSpace, k: int, which: str, tol: float) -> _Found:
+    """Ritz pairs of the space as it is.
+
+    Where a value that has not converged agrees with one that has, the latter is taken.
+    """
+    theta, S, residuals = space.ritz()
+    goal = max(tol, 4 * space.eps) * space.norm
+    order = _order(theta, which)
+    good = order[residuals[order] <= goal]
+    wanted = order[:k]
+    if len(good) >= k and _agree(theta[good[:k]], theta[wanted], goal):
+        wanted = good[:k]
+    return _Found(theta, S, residuals, wanted, good, goal)
+
+
+def _missed(
+    space: KrylovSpace, found: _Found, which: str, limit: int, count: Count
+) -> bool:
+    """Whether there is something better in the rest of the space.
+
+    A random vector has about ``N**-0.5`` of an eigenvector, and seldom less than a
+    fiftieth of that. It grows in each step of Lanczos against all that lies between the
+    unwanted values (Chebyshev polynomials).
+    """
+    values = found.theta[found.wanted]
+    rest = np.delete(found.theta, found.wanted)
+    steps = _CHECK[1]
+    if len(rest) and rest.max() > rest.min():
+        low, high = rest.min(), rest.max()
+        # as far away as most of the wanted values
+        distance = np.quantile(np.maximum(values - high, low - values), 0.25)
+        growth = math.acosh(1 + 2 * max(distance, 0) / (high - low))
+        if growth > 0:
+            needed = math.ceil(math.log(100 * math.sqrt(space.dim)) / growth)
+            steps = int(np.clip(needed, *_CHECK))
+    steps = max(steps, int(_CHECK_PART * space.num_matvecs))
+    steps = min(steps, space.capacity - space.size, limit - space.num_matvecs)
+    space.start_afresh()
+    for step in range(1, steps + 1):
+        space.step()
+        count(1)
+        if step % 4 == 0 or step == steps or space.complete:
+            theta = space.ritz()[0]
+            best = theta[_order(theta, which)[: len(values)]]
+            if not _agree(best, values, found.goal):
+                return True
+            if space.complete:
+                break
+    return False
 
 
 def _agree(values: np.ndarray, others: np.ndarray, goal: float) -> bool:
     """Whether two sets of values are the same to what residuals allow."""
     return bool(np.abs(np.sort(values) - np.sort(others)).max() <= 2 * goal)
-
-
-def _pairs(
-    space: KrylovSpace,
-    theta: np.ndarray,
-    S: np.ndarray,
-    residuals: np.ndarray,
-    wanted: np.ndarray,
-    goal: float,
-) -> Eigenpairs:
-    wanted = wanted[np.argsort(theta[wanted])]
-    vectors = space.vectors(S[:, wanted])
-    return Eigenpairs(
-        torch.as_tensor(theta[wanted], dtype=vectors.real.dtype, device=vectors.device),
-        vectors,
-        residuals[wanted] + space.rounding,
-        residuals[wanted] <= goal,
-        space.num_matvecs,
-    )
 
 
 def _order(theta: np.ndarray, which: str) -> np.ndarray:

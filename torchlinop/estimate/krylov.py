@@ -11,16 +11,18 @@ from torch import Tensor
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.basis import Basis
 from torchlinop.estimate.probes import ProbeSource
+from torchlinop.estimate.sketches import on_host
 
 
 class KrylovSpace:
     r"""An orthonormal basis ``Q`` with :math:`A Q = Q T + q b^\top + P B^\top`.
 
-    ``T`` is symmetric, ``q`` the vector that is multiplied next. After plain Lanczos steps
+    ``T`` is Hermitian, ``q`` the vector that is multiplied next. After plain Lanczos steps
     ``b`` has one entry; after a restart, which replaces ``Q`` by Ritz vectors, all may be
     filled. A fresh start sets ``q`` aside into ``P`` and goes on with a random vector that
-    is orthogonal to everything, for which ``b`` is zero. All these are the same equation,
-    and so is the step; residuals of Ritz vectors can always be read from ``b`` and ``B``.
+    is orthogonal to ``Q``, for which ``b`` is zero; what enters the basis leaves ``P``. All
+    these are the same equation, and so is the step; residuals of Ritz vectors can always be
+    read from ``b`` and ``B``.
 
     Parameters
     ----------
@@ -37,8 +39,8 @@ class KrylovSpace:
 
     Attributes
     ----------
-    size : int
-        Number of vectors in the basis.
+    dim, capacity, size : int
+        ``N``, and how many vectors the basis may have and has.
     num_matvecs : int
     norm : float
         An estimate, from below, of the norm of ``A``.
@@ -54,15 +56,16 @@ class KrylovSpace:
         start: Tensor | None,
         seed: int,
     ) -> None:
-        self._A = A
+        self._A, self.dim = A, A.shape[0]
         self._random = ProbeSource(A, "gaussian", seed)
         first = self._random.rows(1)[0] if start is None else start
         self._basis = Basis(capacity, first, on_device)
         self._q = first.div_(_norm(first))
-        self._T = np.zeros((capacity, capacity))
-        self._b: np.ndarray = np.zeros(0)
+        number = np.complex128 if first.dtype.is_complex else np.float64
+        self._T = np.zeros((capacity, capacity), dtype=number)
+        self._b = np.zeros(0, dtype=number)
         self._aside = first.new_zeros(0, len(first))
-        self._B: np.ndarray = np.zeros((0, 0))
+        self._B = np.zeros((0, 0), dtype=number)
         self.eps = torch.finfo(A.torch_dtype).eps
         self.capacity, self.size = capacity, 0
         self.num_matvecs, self.norm = 0, 0.0
@@ -70,7 +73,7 @@ class KrylovSpace:
     @property
     def complete(self) -> bool:
         """Whether the basis spans the whole space."""
-        return self.size == self._A.shape[0]
+        return self.size == self.dim
 
     @property
     def rounding(self) -> float:
@@ -83,25 +86,26 @@ class KrylovSpace:
         self._basis[j] = q
         w = self._A._product(q.unsqueeze(1))[:, 0]
         self.num_matvecs += 1
-        plain = j > 0 and not b[:-1].any()
-        if plain and b[-1]:
-            w = w.sub(self._basis[j - 1], alpha=b[-1])
+        # where only the last entry of b is there, its part is known beforehand
+        plain = j > 0 and np.count_nonzero(b) == 1 and b[-1] != 0
+        if plain:
+            w = w.sub(self._basis[j - 1], alpha=b[-1].item())
         alpha = torch.vdot(q, w).real
         w = w.addcmul(q, alpha, value=-1)
         c, beta = self._orthogonalize(w, j + 1)
-        found = c.copy()  # what A q has along the basis, of which b is what it should be
-        found[j] += float(alpha)
+        correction = math.sqrt(np.vdot(c, c).real)
+        c[j] += float(alpha)
         if plain:
-            found[j - 1] += b[-1]
-        if np.linalg.norm(c) > 0.5 * beta:  # rounding has left something along the basis
+            c[j - 1] += b[-1]
+        if correction > 0.5 * beta:  # rounding has left something along the basis
             more, beta = self._orthogonalize(w, j + 1)
-            found += more
-        self.norm = max(self.norm, math.hypot(np.linalg.norm(found), beta))
-        self._require_symmetric(found[:j] - b)
-        self._T[: j + 1, j] = self._T[j, : j + 1] = found[: j + 1]
-        self._B = np.vstack([self._B, found[j + 1 :]])
-        self._b = np.zeros(j + 1)
-        self.size = j + 1
+            c += more
+        self.norm = max(self.norm, math.sqrt(np.vdot(c, c).real + beta**2))
+        self._require_symmetric(c[:j].conj() - b - self._take_from_aside(q))
+        self._T[:j, j], self._T[j, :j] = c[:j], c[:j].conj()
+        self._T[j, j] = c[j].real
+        B = np.vstack([self._B, np.zeros_like(self._B, shape=(1, len(self._aside)))])
+        self.size, self._b, self._B = j + 1, np.zeros_like(b, shape=j + 1), B
         if beta > 10 * self.eps * self.norm:
             self._b[j] = beta
             self._q = w.div_(beta)
@@ -109,24 +113,24 @@ class KrylovSpace:
             self._start_from_random()
 
     def _orthogonalize(self, w: Tensor, count: int) -> tuple[np.ndarray, float]:
-        """Remove what ``w`` has along the basis and what is set aside.
-
-        Returns the coefficients of both, and the norm of the rest.
-        """
+        """Remove what ``w`` has along the basis; return that and the norm of the rest."""
         c = self._basis.orthogonalize(count, w)
-        if len(self._aside):
-            along = torch.mv(self._aside.conj(), w)
-            w.addmv_(self._aside.T, along, alpha=-1)
-            c = torch.cat([c, along])
-        both = torch.cat([c.real, torch.vdot(w, w).real.unsqueeze(0)])
-        numbers = both.to(device="cpu", dtype=torch.float64).numpy()
-        if not np.isfinite(numbers).all():
+        numbers = on_host(torch.cat([c, torch.vdot(w, w).unsqueeze(0)]))
+        if not np.isfinite(numbers[-1]):
             raise np.linalg.LinAlgError(
                 f"Product {self.num_matvecs} with the matrix has NaN or infinite entries. "
                 "For a curvature matrix look for NaN in parameters and data with "
                 "check_finite=True."
             )
-        return numbers[:-1], math.sqrt(numbers[-1])
+        return numbers[:-1], math.sqrt(numbers[-1].real)
+
+    def _take_from_aside(self, q: Tensor) -> np.ndarray:
+        """Remove ``q``, now in the basis, from what is set aside; return ``q^H P B^T``."""
+        if not len(self._aside):
+            return np.zeros_like(self._b)
+        along = torch.mv(self._aside, q.conj())
+        self._aside.addr_(along, q, alpha=-1)
+        return self._B @ on_host(along)
 
     def _require_symmetric(self, defect: np.ndarray) -> None:
         size = np.abs(defect).max(initial=0)
@@ -146,26 +150,45 @@ class KrylovSpace:
         self._start_from_random()
 
     def _start_from_random(self) -> None:
-        if self.size + len(self._aside) == self._A.shape[0]:  # there is nothing else
-            self._q, self._b = self._aside[-1].clone(), self._B[:, -1]
-            self._aside, self._B = self._aside[:-1], self._B[:, :-1]
-            return
-        self._b = np.zeros(self.size)
+        self._b = np.zeros_like(self._b, shape=self.size)
         self._q = self._random.rows(1)[0]
         for _ in range(3):
-            self._orthogonalize(self._q, self.size)
+            self._basis.orthogonalize(self.size, self._q)
             self._q.div_(_norm(self._q))
+
+    def turn_to(self, S: np.ndarray) -> None:
+        """Multiply next what most of the residuals of these Ritz vectors lies along."""
+        if not len(self._aside):
+            return
+        sizes = torch.linalg.vector_norm(self._aside, dim=1)
+        couplings = np.abs(self._B.T @ S).max(axis=1, initial=0) * on_host(sizes)
+        most = int(couplings.argmax())
+        if couplings[most] > np.abs(self._b @ S).max(initial=0):
+            q, b = self._q, self._b
+            size = float(sizes[most])
+            self._q, self._b = self._aside[most] / size, self._B[:, most] * size
+            self._aside[most], self._B[:, most] = q, b
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ritz values, ascending, their coefficients as columns, and residual norms."""
-        theta, S = np.linalg.eigh(self._T[: self.size, : self.size])
-        parts = np.vstack([self._b @ S, self._B.T @ S])
-        return theta, S, np.linalg.norm(parts, axis=0)
+        # by torch, since two libraries' threads would wait for one another
+        T = torch.from_numpy(self._T[: self.size, : self.size])
+        theta, S = (x.numpy() for x in torch.linalg.eigh(T))
+        self.norm = max(self.norm, float(np.abs(theta).max()))
+        if not len(self._aside):
+            return theta, S, np.abs(self._b @ S)
+        outside = torch.cat([self._aside, self._q.unsqueeze(0)])
+        gram = on_host(outside.conj() @ outside.T)
+        parts = np.vstack([self._B.T @ S, self._b @ S])
+        squares = (parts.conj() * (gram @ parts)).sum(axis=0).real
+        return theta, S, np.sqrt(np.maximum(squares, 0))
 
     def restart(self, theta: np.ndarray, S: np.ndarray) -> None:
         """Keep some Ritz vectors: ``theta`` has shape ``(k,)``, ``S`` ``(size, k)``."""
         k = len(theta)
-        self._basis.combine(self._coefficients(S))
+        coefficients = self._coefficients(S)
+        self.size = 0  # an interrupt from here on leaves nothing to be used
+        self._basis.combine(coefficients)
         self._T[:] = 0
         self._T[np.arange(k), np.arange(k)] = theta
         self._b, self._B = self._b @ S, S.T @ self._B

@@ -40,18 +40,24 @@ class Recurrence:
         Symmetric or Hermitian.
     rows
         Starting vectors, shape ``(K, N)``; overwritten.
+
+    Attributes
+    ----------
+    squared_norms : Tensor
+        Of the starting vectors, shape ``(K,)``.
+    eps : float
+        Rounding unit of the products.
     """
 
     def __init__(self, A: TorchLinearOperator, rows: Tensor) -> None:
         self._A = A
-        self._eps = torch.finfo(rows.dtype).eps
+        self.eps = torch.finfo(rows.dtype).eps
         self.squared_norms = _dots(rows, rows)
         self._q = rows.mul_(self.squared_norms.rsqrt().unsqueeze(1))
         self._previous: Tensor | None = None
         self._beta = torch.zeros_like(self.squared_norms)
         self._size = torch.zeros_like(self.squared_norms)
-        self._alphas: list[Tensor] = []
-        self._betas: list[Tensor] = []
+        self._coefficients: list[tuple[Tensor, Tensor]] = []
 
     def advance(self, steps: int, each: Callable[[int], object] | None = None) -> None:
         """Take some steps, of one product with the block each.
@@ -68,22 +74,27 @@ class Recurrence:
             beta = _dots(w, w).sqrt()
             self._size = torch.maximum(self._size, alpha.abs() + beta)
             # what is left may be rounding: then the recurrence has found all it can
-            going = beta > 4 * self._eps * self._size
+            going = beta > 4 * self.eps * self._size
             beta = torch.where(going, beta, 0)
             self._previous = q
             self._q = w.mul_(torch.where(going, 1 / beta, 0).unsqueeze(1))
             self._beta = beta
-            self._alphas.append(alpha)
-            self._betas.append(beta)
+            self._coefficients.append((alpha, beta))
             if each is not None:
                 each(len(q))
-        require_finite(torch.stack(self._alphas), "Lanczos' recurrence")
+        require_finite(self._coefficients[-1][0], "Lanczos' recurrence")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return len(self._coefficients)
 
     def quadrature(self) -> Quadrature:
         """Gauss quadrature of all steps so far."""
-        wide = torch.float64
-        alphas = torch.stack(self._alphas, dim=1).to(device="cpu", dtype=wide).numpy()
-        betas = torch.stack(self._betas, dim=1).to(device="cpu", dtype=wide).numpy()
+        alphas, betas = (
+            torch.stack(x, dim=1).to(device="cpu", dtype=torch.float64).numpy()
+            for x in zip(*self._coefficients, strict=True)
+        )
         nodes, weights = np.empty_like(alphas), np.zeros_like(alphas)
         residuals = np.zeros_like(alphas)
         for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
