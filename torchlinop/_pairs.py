@@ -63,12 +63,18 @@ class Pairs:
         self._size = size
         self._limit = limit
         self._b = b
-        self._blocks: list[Tensor] = []  # each product below its vectors
-        #: for each vector, the number of the product that it came with
-        self.numbers: list[int] = []
+        # numbers of products, and blocks in which each product is below its vector; an
+        # interrupt finds a block with its number, or neither
+        self._blocks: list[tuple[int, Tensor]] = []
+        self._count = 0
         #: what merging has found: number, Ritz values, residual norms
         self.past: list[tuple[int, np.ndarray, np.ndarray]] = []
         self.past_solutions: list[tuple[int, float]] = []
+
+    @property
+    def numbers(self) -> list[int]:
+        """For each vector, the number of the product that it came with."""
+        return [n for n, block in self._blocks for _ in range(block.shape[1])]
 
     def append(self, x: Tensor, y: Tensor, number: int) -> None:
         """Keep copies of a block ``(N, K)`` and its product ``(M, K)``."""
@@ -76,14 +82,14 @@ class Pairs:
         if width > self._limit // 2:  # more than can be kept
             width = self._limit // 2
             x, y = x[:, :width], y[:, :width]
-        if len(self.numbers) + width > self._limit:
+        if self._count + width > self._limit:
             self._merge()
-        self._blocks.append(torch.cat((x, y)))
-        self.numbers += [number] * width
+        self._blocks.append((number, torch.cat((x, y))))
+        self._count += width
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return all vectors and products, ``(N, m)`` and ``(M, m)``; none of zeros."""
-        both = torch.cat(self._blocks, dim=1)
+        both = torch.cat([block for _, block in self._blocks], dim=1)
         X, Y = both[: self._size], both[self._size :]
         norms = column_norms(X)
         norms = np.where(np.isfinite(norms) & (norms > 0), norms, 1)
@@ -120,13 +126,14 @@ class Pairs:
     def _merge(self) -> None:
         """Replace the pairs by half as many: what solves best, and Ritz vectors."""
         X, Y = self.matrices()
-        last, kept = self.numbers[-1], np.zeros((len(self.numbers), 0))
+        numbers = self.numbers
+        last, kept = numbers[-1], np.zeros((len(numbers), 0))
         if self._b is not None:
-            found = least_squares(Y, self._b, self.numbers)
+            found = least_squares(Y, self._b, numbers)
             self.past_solutions.extend(found.curve)
             kept = np.column_stack([found.combination, found.directions, kept])
         room = self._limit // 2 - kept.shape[1]
-        recent = np.eye(len(self.numbers))[:, -room:]
+        recent = np.eye(len(numbers))[:, -room:]
         try:
             if X.shape[0] != Y.shape[0]:
                 raise ValueError("no eigenvalues")
@@ -139,9 +146,11 @@ class Pairs:
             ends = np.r_[:low, max(low, len(values) - (room - 2 - low)) : len(values)]
             kept = np.column_stack([kept, recent[:, -2:], ritz.combinations @ S[:, ends]])
             self.past.append((last, values[ends], residuals[ends]))
-        combine = torch.as_tensor(kept, dtype=X.dtype, device=X.device)
-        self._blocks = [torch.cat((X @ combine, Y @ combine))]
-        self.numbers = [last] * kept.shape[1]
+        dtype = X.dtype.to_complex() if np.iscomplexobj(kept) else X.dtype
+        combine = torch.as_tensor(kept, dtype=dtype, device=X.device)
+        X, Y = X.to(dtype), Y.to(dtype)
+        self._blocks = [(last, torch.cat((X @ combine, Y @ combine)))]
+        self._count = kept.shape[1]
 
 
 class LeastSquares(NamedTuple):
