@@ -18,13 +18,13 @@ class Observer(Protocol):
         """Return ``multiply(x)``, a product with ``operator``; or raise, to stop it."""
 
 
-#: those in use, the outermost first; the door looks whether there are any
+#: those in use; the door looks whether there are any
 OBSERVERS: list[Observer] = []
 
 
 def observed(operator: Any, x: Tensor) -> Tensor:
-    """Multiply in the sight of all observers: each sees what those before it let pass."""
+    """Multiply in the sight of all observers, any of which may stop it."""
     multiply = operator._unobserved
-    for observer in reversed(tuple(OBSERVERS)):
+    for observer in tuple(OBSERVERS):
         multiply = partial(observer.observe, operator, multiply)
     return multiply(x)
