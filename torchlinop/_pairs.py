@@ -133,19 +133,19 @@ class Pairs:
             self.past_solutions.extend(found.curve)
             kept = np.column_stack([found.combination, found.directions, kept])
         room = self._limit // 2 - kept.shape[1]
-        recent = np.eye(len(numbers))[:, -room:]
         try:
             if X.shape[0] != Y.shape[0]:
                 raise ValueError("no eigenvalues")
             ritz = self.ritz(X, Y)
-        except ValueError:  # not Hermitian
-            kept = np.column_stack([kept, recent])
+        except ValueError:  # not Hermitian: the last vectors
+            others = np.eye(len(numbers))[:, -room:]
         else:
             values, S, residuals = ritz.values(len(ritz.leading))
-            low = min((room - 2) // 2, len(values))
-            ends = np.r_[:low, max(low, len(values) - (room - 2 - low)) : len(values)]
-            kept = np.column_stack([kept, recent[:, -2:], ritz.combinations @ S[:, ends]])
+            low = min(room // 2, len(values))
+            ends = np.r_[:low, max(low, len(values) - (room - low)) : len(values)]
+            others = ritz.combinations @ S[:, ends]
             self.past.append((last, values[ends], residuals[ends]))
+        kept = np.column_stack([kept, others])
         dtype = X.dtype.to_complex() if np.iscomplexobj(kept) else X.dtype
         combine = torch.as_tensor(kept, dtype=dtype, device=X.device)
         X, Y = X.to(dtype), Y.to(dtype)
