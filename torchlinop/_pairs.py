@@ -102,8 +102,13 @@ class Pairs:
         Raises
         ------
         ValueError
-            The matrix is not Hermitian there, or products are not finite.
+            The matrix is not square, not Hermitian there, or products are not finite.
         """
+        if X.shape[0] != Y.shape[0]:
+            raise ValueError(
+                f"A {Y.shape[0]} x {X.shape[0]} operator has no eigenvalues. Use "
+                "solution(b), or watch A.H @ A."
+            )
         gram, mixed = inner(X, X), inner(X, Y)
         if not (np.isfinite(gram).all() and np.isfinite(mixed).all()):
             raise ValueError("Products that were seen have NaN or infinite entries.")
@@ -131,11 +136,9 @@ class Pairs:
         if self._b is not None:
             found = least_squares(Y, self._b, numbers)
             self.past_solutions.extend(found.curve)
-            kept = np.column_stack([found.combination, found.directions, kept])
+            kept = np.column_stack([found.combination, found.directions])
         room = self._limit // 2 - kept.shape[1]
         try:
-            if X.shape[0] != Y.shape[0]:
-                raise ValueError("no eigenvalues")
             ritz = self.ritz(X, Y)
         except ValueError:  # not Hermitian: the last vectors
             others = np.eye(len(numbers))[:, -room:]

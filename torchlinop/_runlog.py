@@ -132,11 +132,6 @@ class RunLog:
             No vectors were kept, or the operator is not Hermitian.
         """
         pairs = self._kept()
-        if self.shape[0] != self.shape[1]:
-            raise ValueError(
-                f"A {self.shape[0]} x {self.shape[1]} operator has no eigenvalues. Use "
-                "solution(b), or watch A.H @ A."
-            )
         X, Y = pairs.matrices()
         ritz = pairs.ritz(X, Y)
         values, S, _ = ritz.values(len(ritz.leading))
@@ -198,7 +193,6 @@ class RunLog:
             return self._saved
         pairs = self._kept()
         if b is None:
-            self.eigenpairs(1)  # raises where there are none
             products, norms, values = ritz_curve(pairs, k, which)
             return Convergence("eigenvalues", products, norms, values)
         _, Y, rhs = self._system(b)
