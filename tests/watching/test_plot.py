@@ -161,6 +161,12 @@ def test_sharpness_and_the_edge():
     np.testing.assert_array_equal(second.get_ydata(), values[:, 0])
     np.testing.assert_allclose(edge.get_ydata(), 2 / rates)
     np.testing.assert_array_equal(edge.get_xdata(), np.arange(10, 15))
+    tracker = estimate.Tracker(torch.diag(torch.tensor([3.0, 1.0, 2.0])), k=2)
+    tracker.update()
+    tracker.update()
+    largest, second = plot.sharpness(tracker).lines
+    np.testing.assert_allclose(largest.get_ydata(), [3, 3], rtol=1e-5)
+    np.testing.assert_allclose(second.get_ydata(), [2, 2], rtol=1e-5)
     with pytest.raises(ValueError, match="There are 5 values and steps"):
         plot.sharpness(values, steps=[1])
     with pytest.raises(ValueError, match="have to have shape"):

@@ -11,6 +11,7 @@ import numpy as np
 from torchlinop._pairs import Which
 from torchlinop._runlog import RunLog
 from torchlinop._typing import Array
+from torchlinop.estimate import Tracker
 from torchlinop.plot.axes import axes_or_new, finished, on_host
 
 
@@ -55,7 +56,7 @@ def convergence(
 
 
 def sharpness(
-    values: Array,
+    values: Array | Tracker,
     *,
     steps: Iterable[float] | None = None,
     learning_rate: Array | None = None,
@@ -66,8 +67,8 @@ def sharpness(
     Parameters
     ----------
     values
-        Shape ``(T,)``, or ``(T, k)`` with the largest in the last column, as ``eigsh`` has
-        them.
+        Shape ``(T,)`` or ``(T, k)``; or a :class:`torchlinop.estimate.Tracker`, whose
+        history is drawn.
     steps
         Shape ``(T,)``; by default 0, 1, 2, ...
     learning_rate
@@ -76,8 +77,10 @@ def sharpness(
     ax
         Where to draw.
     """
+    if isinstance(values, Tracker):
+        values = np.array([step.eigenvalues for step in values.history])
     rows = on_host(values)
-    rows = rows[:, None] if rows.ndim == 1 else rows[:, ::-1]
+    rows = rows[:, None] if rows.ndim == 1 else -np.sort(-rows, axis=-1)
     if rows.ndim != 2 or not rows.size:
         raise ValueError(f"values have to have shape (T,) or (T, k), got {rows.shape}.")
     times = np.arange(len(rows)) if steps is None else np.asarray(list(steps))
