@@ -20,12 +20,13 @@ from torchlinop._interchange import as_tensor
 from torchlinop._kept import free_memory
 from torchlinop._observers import OBSERVERS
 from torchlinop._operator import TorchLinearOperator
-from torchlinop._pairs import Pairs
+from torchlinop._pairs import Pairs, too_long
 from torchlinop._runlog import RunLog
 from torchlinop._typing import Array
 
-#: most vectors that are kept where nobody says how many, and their share of the free memory
-_MOST_VECTORS = 500
+#: vectors that are kept where nobody says how many, with a right-hand side and many
+#: unknowns, and at least; their share of the default memory budget
+_MOST_VECTORS, _FEW_VECTORS, _LEAST_VECTORS = 256, 32, 16
 _MEMORY_SHARE = 0.25
 
 _BAR = "{desc}: {n_fmt}{of} products [{elapsed}{left}, {rate_inv_fmt}]{postfix}"
@@ -72,9 +73,11 @@ def monitor(
         The right-hand side of the system ``A x = b`` that is solved, shape ``(M,)``. Needed
         only where more vectors come than are kept: the best iterate is then kept, too.
     max_vectors
-        How many vectors are kept, each with its product; 0 keeps none. By default 500, or
+        How many vectors are kept, each with its product; 0 keeps none. By default 256, or
         as many as fit into an eighth of the free memory of the device. When there are more,
-        they are merged into half as many: Ritz vectors from both ends of the spectrum.
+        they are merged into half as many, at most 64: Ritz vectors from both ends of the
+        spectrum. Where that would take long (256 vectors of more than 12,000 entries), the
+        older half is forgotten; and with ``b`` 32 are kept, which is as good.
 
     Returns
     -------
@@ -90,7 +93,8 @@ def monitor(
 
     Notes
     -----
-    A product costs some microseconds more, and the copies of two vectors. On a GPU the
+    A product costs some microseconds more, and the copies of two vectors; with vectors that
+    are merged, about as much as the orthogonalization of a restarted method. On a GPU the
     seconds of a product are those of its launch; their sum is right where the solver reads
     a number after each product.
 
@@ -115,8 +119,10 @@ def monitor(
     for name, value in (("max_products", max_products), ("max_seconds", max_seconds)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} has to be positive, got {value!r}.")
-    if max_vectors is not None and max_vectors and max_vectors < 16:
-        raise ValueError(f"max_vectors has to be 0 or at least 16, got {max_vectors!r}.")
+    if max_vectors is not None and max_vectors and max_vectors < _LEAST_VECTORS:
+        raise ValueError(
+            f"max_vectors has to be 0 or at least {_LEAST_VECTORS}, got {max_vectors!r}."
+        )
     rhs = None if b is None else _right_hand_side(b, A)
     return Monitor(A, max_products, max_seconds, progress, rhs, max_vectors)
 
@@ -154,7 +160,9 @@ class Monitor:
                 "This monitor was used before: call torchlinop.monitor again."
             )
         A = self._A
-        most = _default_vectors(A) if self._max_vectors is None else self._max_vectors
+        most = self._max_vectors
+        if most is None:
+            most = _default_vectors(A, solving=self._b is not None)
         self._pairs = Pairs(A.shape[1], most, self._b) if most else None
         self._log = RunLog(
             operator=repr(A),
@@ -245,10 +253,13 @@ def _came_from(error: BaseException | None, source: Monitor) -> bool:
     return False
 
 
-def _default_vectors(A: TorchLinearOperator) -> int:
-    bytes_each = (A.shape[0] + A.shape[1]) * A.torch_dtype.itemsize
+def _default_vectors(A: TorchLinearOperator, *, solving: bool) -> int:
+    most = _MOST_VECTORS
+    if solving and too_long(sum(A.shape), most):
+        most = _FEW_VECTORS
+    bytes_each = sum(A.shape) * A.torch_dtype.itemsize
     fitting = int(_MEMORY_SHARE * free_memory(A.device) / max(bytes_each, 1))
-    return min(_MOST_VECTORS, fitting) if fitting >= 16 else 0
+    return min(most, fitting) if fitting >= _LEAST_VECTORS else 0
 
 
 def _right_hand_side(b: Array, A: TorchLinearOperator) -> Tensor:

@@ -20,6 +20,10 @@ Which: TypeAlias = Literal["LA", "SA", "LM"]
 
 #: most points of a curve of Ritz values
 _POINTS = 60
+#: entries times squared vectors up to which they are merged: half a second of one core
+_MERGED = 1.6e9
+#: most vectors after the first merging: a second one of so many would cost what it did
+_LATER = 128
 #: a projection that differs by more than this part from its adjoint is not Hermitian
 _SKEW = 1e-2
 
@@ -47,7 +51,7 @@ class Ritz(NamedTuple):
 
 
 class Pairs:
-    """Pairs ``(x, A x)``, at most so many; older ones are merged.
+    """Pairs ``(x, A x)``, at most so many; older ones are merged, or forgotten.
 
     Parameters
     ----------
@@ -83,7 +87,10 @@ class Pairs:
             width = self._limit // 2
             x, y = x[:, :width], y[:, :width]
         if self._count + width > self._limit:
-            self._merge()
+            if self._b is None and too_long(len(x) + len(y), self._limit):
+                self._forget()
+            else:
+                self._merge()
         self._blocks.append((number, torch.cat((x, y))))
         self._count += width
 
@@ -128,6 +135,12 @@ class Pairs:
             outside += (defect.mH @ defect).cpu().numpy()
         return Ritz(C, leading, (T + T.conj().T) / 2, outside)
 
+    def _forget(self) -> None:
+        """Drop the older half."""
+        room = self._limit // 2
+        while self._count > room:
+            self._count -= self._blocks.pop(0)[1].shape[1]
+
     def _merge(self) -> None:
         """Replace the pairs by half as many: what solves best, and Ritz vectors."""
         X, Y = self.matrices()
@@ -137,6 +150,7 @@ class Pairs:
             found = least_squares(Y, self._b, numbers)
             self.past_solutions.extend(found.curve)
             kept = np.column_stack([found.combination, found.directions])
+        self._limit = min(self._limit, _LATER)
         room = self._limit // 2 - kept.shape[1]
         try:
             ritz = self.ritz(X, Y)
@@ -166,6 +180,11 @@ class LeastSquares(NamedTuple):
     directions: np.ndarray
     #: number of the product, norm that was reached with it
     curve: list[tuple[int, float]]
+
+
+def too_long(size: int, count: int) -> bool:
+    """Whether merging so many vectors, of so many entries each, takes seconds."""
+    return size * count**2 > _MERGED
 
 
 def independent(gram: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:

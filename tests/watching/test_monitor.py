@@ -15,6 +15,7 @@ from torchlinop import (
     HessianLinearOperator,
     JacobianLinearOperator,
     RunLog,
+    _pairs,
     monitor,
 )
 from torchlinop._observers import OBSERVERS
@@ -217,6 +218,24 @@ def test_merging_forgets_less_than_dropping_would():
     dropped = np.linalg.eigvalsh(Q.T @ A.dense.numpy() @ Q)[-3:]
     error = spectrum[-3:] - values.numpy()
     assert (error < 0.1 * (spectrum[-3:] - dropped)).all()
+
+
+def test_what_would_take_long_to_merge_is_forgotten(monkeypatch, A):
+    monkeypatch.setattr(_pairs, "_MERGED", 1e4)
+    X = np.random.default_rng(0).standard_normal((120, 50))
+    with monitor(A, max_vectors=20) as log, monitor(A, b=V0) as solving:
+        for x in X.T:
+            A @ x
+    numbers = log._pairs.numbers
+    assert numbers == list(range(51 - len(numbers), 51))
+    assert 10 <= len(numbers) <= 20
+    _, R = torch.linalg.qr(log._pairs.matrices()[0])
+    kept = X[:, -len(numbers) :]
+    np.testing.assert_allclose(
+        R.T @ R, kept.T @ kept / np.outer(*2 * [np.linalg.norm(kept, axis=0)]), atol=1e-12
+    )
+    assert len(solving._pairs.numbers) <= 32  # merged nonetheless
+    assert len(solving._pairs.past_solutions) > 0
 
 
 def test_float32_and_its_bounds():
