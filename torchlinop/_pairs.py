@@ -6,7 +6,7 @@ matrices are float64 on the host; what is reported of a vector is computed from 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -241,12 +241,17 @@ def least_squares(Y: Tensor, b: Tensor, numbers: list[int]) -> LeastSquares:
 
 def chosen(values: np.ndarray, k: int, which: Which) -> np.ndarray:
     """Return the places of ``k`` of the ascending values, in ascending order."""
+    check_choice(k, which)
     keys = {"LA": values, "SA": -values, "LM": np.abs(values)}
-    if which not in keys:
+    return np.sort(np.argsort(keys[which], kind="stable")[-k:])
+
+
+def check_choice(k: int, which: str) -> None:
+    """Refuse what is no number of values, or no end of a spectrum."""
+    if which not in get_args(Which):
         raise ValueError(f"which has to be 'LA', 'SA' or 'LM', got {which!r}.")
     if not k >= 1:
         raise ValueError(f"k has to be at least 1, got {k!r}.")
-    return np.sort(np.argsort(keys[which], kind="stable")[-k:])
 
 
 def ritz_curve(

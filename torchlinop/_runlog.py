@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._interchange import as_tensor, import_array
-from torchlinop._pairs import Pairs, Which, chosen, least_squares, ritz_curve
+from torchlinop._pairs import Pairs, Which, check_choice, chosen, least_squares, ritz_curve
 from torchlinop._typing import Array
 from torchlinop.estimate import Eigenpairs
 from torchlinop.solve.columns import column_norms
@@ -213,7 +213,7 @@ class RunLog:
         which: Which = "LM",
         b: Array | None = None,
     ) -> None:
-        """Write the log as JSON, with its convergence if vectors were kept.
+        """Write the log as JSON, with its convergence if there is one.
 
         Parameters
         ----------
@@ -222,10 +222,11 @@ class RunLog:
         k, which, b
             Of which convergence; see :meth:`convergence`.
         """
+        check_choice(k, which)
         record: dict[str, Any] = asdict(self)
         try:
             curve = self.convergence(k, which=which, b=b)
-        except ValueError:
+        except ValueError:  # no vectors, or no Hermitian operator
             record["convergence"] = None
         else:
             record["convergence"] = {

@@ -238,6 +238,29 @@ def test_what_would_take_long_to_merge_is_forgotten(monkeypatch, A):
     assert len(solving._pairs.past_solutions) > 0
 
 
+def test_our_own_solvers(A):
+    with monitor(A, max_products=20) as log:
+        torchlinop.estimate.eigsh(A, 5, tol=1e-12)
+        pytest.fail("the block went on")
+    assert (log.num_products, log.stopped) == (20, "max_products")
+    assert log.eigenpairs(1).eigenvalues.item() == pytest.approx(1, abs=1e-6)
+    inverse = CGInverseLinearOperator(A, damping=1e-3, rtol=1e-12)
+    with monitor(A, max_products=10) as log:
+        inverse @ V0
+        pytest.fail("the block went on")
+    assert log.num_products == 10
+    assert inverse.last_solve is None
+
+
+def test_a_matrix_of_zeros():
+    A = dense_operator(np.zeros((20, 20)))
+    with monitor(A, max_vectors=16, b=np.ones(20)) as log:
+        for _ in range(30):
+            A @ np.ones(20)
+    assert log.solution(np.ones(20)).relative_residual == pytest.approx(1)
+    assert log.eigenpairs(1).eigenvalues.item() == 0
+
+
 def test_float32_and_its_bounds():
     A, _ = with_spectrum(DECAYING, torch.float32)
     with monitor(A, max_products=40) as log:
@@ -425,6 +448,8 @@ def test_a_log_is_saved_and_read(A, tmp_path):
     np.testing.assert_array_equal(curve.residual_norms, saved.residual_norms)
     with pytest.raises(ValueError, match="read from a file"):
         again.eigenpairs()
+    with pytest.raises(ValueError, match="which has to be"):
+        log.save(path, which="BE")
     with monitor(A, max_vectors=0) as bare:
         A @ V0
     bare.save(path)
