@@ -1,8 +1,8 @@
 """Estimates are unbiased, and their standard errors are what they say.
 
-Seeds are fixed, so nothing here is random; but the seeds were not chosen. Each z-test is
-against 4.5 standard errors, which a right program exceeds by chance once in 150,000; there
-are about 40 of them, so that a false alarm had a chance of 1 in 4,000.
+Seeds are fixed, so nothing here is random; but they were not chosen. Each z-test is against
+4.5 standard errors, which a right program exceeds by chance once in 150,000; there are
+about 40 of them, so that a false alarm had a chance of 1 in 4,000.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torchlinop import estimate
 
 from tests.estimate.matrices import decaying, with_spectrum
 
-SEEDS = 300
+SEEDS = 120
 Z = 4.5
 
 SPECTRUM = torch.linspace(-0.4, 1, 24, dtype=torch.float64)
@@ -26,20 +26,18 @@ COMPLEX = with_spectrum(SPECTRUM, torch.complex128)
 POSITIVE = decaying(24)
 WIDE = GENERAL[:15]
 
-#: name, matrix, method, products
+#: matrix, method, products
 TRACES = [
-    ("general", GENERAL, "hutchinson", 6),
-    ("symmetric", SYMMETRIC, "hutchinson", 2),
-    ("complex", COMPLEX, "hutchinson", 6),
-    ("general", GENERAL, "hutch++", 10),
-    ("symmetric", SYMMETRIC, "hutch++", 4),
-    ("complex", COMPLEX, "hutch++", 12),
-    ("general", GENERAL, "xtrace", 10),
-    ("symmetric", SYMMETRIC, "xtrace", 4),
-    ("complex", COMPLEX, "xtrace", 12),
-    ("positive", POSITIVE, "xnystrace", 2),
-    ("positive", POSITIVE, "xnystrace", 8),
+    ("general", "hutchinson", 6),
+    ("complex", "hutchinson", 6),
+    ("general", "hutch++", 10),
+    ("complex", "hutch++", 4),
+    ("general", "xtrace", 10),
+    ("complex", "xtrace", 4),
+    ("positive", "xnystrace", 2),
+    ("positive", "xnystrace", 8),
 ]
+MATRICES = {"general": GENERAL, "complex": COMPLEX, "positive": POSITIVE}
 PROBES = ["rademacher", "gaussian", "sphere"]
 
 
@@ -51,27 +49,26 @@ def z_score(samples, truth):
 
 
 @pytest.mark.parametrize("probes", PROBES)
-@pytest.mark.parametrize(("name", "A", "method", "products"), TRACES)
-def test_trace(name, A, method, products, probes):
-    samples = [
-        estimate.trace(
-            A, method=method, num_matvecs=products, probes=probes, seed=seed
-        ).value
-        for seed in range(SEEDS)
-    ]
+@pytest.mark.parametrize(("name", "method", "products"), TRACES)
+def test_trace(name, method, products, probes):
+    A = MATRICES[name]
+    options = {"method": method, "num_matvecs": products, "probes": probes}
+    samples = [estimate.trace(A, seed=seed, **options).value for seed in range(SEEDS)]
     assert z_score(samples, A.diagonal().sum().item()) < Z
     assert np.std(samples) > 1e-3  # there is something to be wrong about
 
 
-@pytest.mark.parametrize("probes", PROBES)
-@pytest.mark.parametrize(("method", "products"), [("hutchinson", 3), ("xdiag", 8)])
-@pytest.mark.parametrize("A", [GENERAL, COMPLEX], ids=["general", "complex"])
-def test_diagonal(A, method, products, probes):
+@pytest.mark.parametrize(
+    ("method", "products", "probes"),
+    [("hutchinson", 3, probes) for probes in PROBES]
+    + [("xdiag", 8, "rademacher"), ("xdiag", 4, "gaussian")],
+)
+@pytest.mark.parametrize("name", ["general", "complex"])
+def test_diagonal(name, method, products, probes):
+    A = MATRICES[name]
+    options = {"method": method, "num_matvecs": products, "probes": probes}
     samples = [
-        estimate.diagonal(
-            A, method=method, num_matvecs=products, probes=probes, seed=seed
-        ).value.numpy()
-        for seed in range(SEEDS)
+        estimate.diagonal(A, seed=seed, **options).value.numpy() for seed in range(SEEDS)
     ]
     scores = z_score(samples, A.diagonal().numpy())
     assert scores.shape == (24,)
@@ -90,42 +87,61 @@ def test_squared_frobenius_norm(A, probes):
 
 @pytest.mark.parametrize("probes", PROBES)
 def test_function_trace(probes):
-    truth = SPECTRUM.exp().sum().item()
+    options = {"num_matvecs": 24, "num_steps": 8, "probes": probes}
     samples = [
-        estimate.function_trace(
-            SYMMETRIC, np.exp, num_matvecs=24, num_steps=8, probes=probes, seed=seed
-        ).value
+        estimate.function_trace(SYMMETRIC, np.exp, seed=seed, **options).value
         for seed in range(SEEDS)
     ]
-    assert z_score(samples, truth) < Z
+    assert z_score(samples, SPECTRUM.exp().sum().item()) < Z
 
 
+TRACE = GENERAL.trace().item()
+#: an estimate for a seed, and the truth
 COVERED = {
-    "hutchinson": lambda seed: estimate.trace(GENERAL, num_matvecs=20, seed=seed),
-    "hutch++": lambda seed: estimate.trace(
-        GENERAL, method="hutch++", num_matvecs=24, seed=seed
+    "hutchinson": (lambda s: estimate.trace(GENERAL, num_matvecs=20, seed=s), TRACE),
+    "hutch++": (
+        lambda s: estimate.trace(GENERAL, method="hutch++", num_matvecs=24, seed=s),
+        TRACE,
     ),
-    "xtrace": lambda seed: estimate.trace(
-        GENERAL, method="xtrace", num_matvecs=24, probes="gaussian", seed=seed
+    "xtrace": (
+        lambda s: estimate.trace(GENERAL, method="xtrace", num_matvecs=24, seed=s),
+        TRACE,
     ),
-    "frobenius": lambda seed: estimate.frobenius_norm(GENERAL, num_matvecs=20, seed=seed),
-    "function": lambda seed: estimate.function_trace(
-        SYMMETRIC, np.exp, num_matvecs=200, num_steps=10, seed=seed
+    "xtrace, decaying": (
+        lambda s: estimate.trace(POSITIVE, method="xtrace", num_matvecs=20, seed=s),
+        POSITIVE.trace().item(),
     ),
-}
-TRUTHS = {
-    "frobenius": GENERAL.square().sum().sqrt().item(),
-    "function": SPECTRUM.exp().sum().item(),
+    "xnystrace": (
+        lambda s: estimate.trace(POSITIVE, method="xnystrace", num_matvecs=12, seed=s),
+        POSITIVE.trace().item(),
+    ),
+    "frobenius": (
+        lambda s: estimate.frobenius_norm(GENERAL, num_matvecs=20, seed=s),
+        GENERAL.square().sum().sqrt().item(),
+    ),
+    "function": (
+        lambda s: estimate.function_trace(
+            SYMMETRIC, np.exp, num_matvecs=200, num_steps=10, seed=s
+        ),
+        SPECTRUM.exp().sum().item(),
+    ),
+    "logdet": (
+        lambda s: estimate.logdet(POSITIVE, damping=0.01, num_matvecs=200, seed=s),
+        torch.linalg.slogdet(POSITIVE + 0.01 * torch.eye(24)).logabsdet.item(),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", COVERED)
 def test_standard_errors_cover_the_truth(case):
-    """Within two of 95 %, a little less as the error is estimated from few samples."""
-    truth = TRUTHS.get(case, GENERAL.trace().item())
-    found = [COVERED[case](seed) for seed in range(SEEDS)]
+    """Within two of them in 95 cases of 100, or a few less: they are estimates as well.
+
+    Of 120 that is 114, with a standard deviation of 2.4. A program whose errors are half of
+    what they should be covers 68 %, one whose errors are twice as large all: that side is
+    allowed to the jackknife of xtrace and xnystrace.
+    """
+    estimator, truth = COVERED[case]
+    found = [estimator(seed) for seed in range(SEEDS)]
     scores = np.array([abs(t.value - truth) / t.stderr for t in found])
-    # 90 % of 300 is 4 standard deviations below the 95 % of a right program, and a program
-    # whose error is half of what it should be covers 68 %
-    assert (scores < 2).mean() > 0.88
-    assert (scores < 2).mean() < 0.995
+    assert (scores < 2).mean() > 0.85
+    assert scores.max() > (0.8 if case.startswith("x") else 2)

@@ -70,7 +70,7 @@ class SpectralDensity:
     @property
     def floor(self) -> float:
         """Sizes of eigenvalues below this are rounding errors of the largest."""
-        return max(self.eps * float(np.abs(self.nodes).max()), np.finfo(float).tiny)
+        return self.eps * (float(np.abs(self.nodes).max()) or 1.0)
 
     def grid(self, num_points: int = 1024, *, margin: float = 0.05) -> np.ndarray:
         """Evenly spaced points over ``bounds`` and a margin on both sides."""

@@ -13,7 +13,7 @@ from torchlinop.estimate.estimates import Estimate
 from torchlinop.estimate.hutchinson import exact_diagonal, product_rows
 from torchlinop.estimate.probes import Probes, ProbeSource, block_size
 from torchlinop.estimate.sampling import Sampler, sampled
-from torchlinop.estimate.sketches import RangeSketch, column_dots
+from torchlinop.estimate.sketches import RangeSketch, column_dots, left_out
 
 DiagonalMethod: TypeAlias = Literal["hutchinson", "xdiag"]
 
@@ -149,7 +149,7 @@ class _XDiag:
     def estimate(self) -> tuple[Tensor, Tensor]:
         sketch = self._sketch
         r = len(sketch)
-        S = sketch.left_out()
+        S = left_out(sketch.R)
         s = torch.as_tensor(S.T.copy(), dtype=sketch.q.dtype, device=sketch.q.device)
         Qs, Ts = s @ sketch.q, s @ sketch.z
         inside = (sketch.q * sketch.z.conj()).sum(dim=0)

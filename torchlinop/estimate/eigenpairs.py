@@ -260,6 +260,7 @@ def _converge(
 ) -> _Found:
     """Extend and restart the space until the wanted pairs have converged."""
     due = max(k, space.size + 1)
+    before = (0, math.inf)  # number of products, logarithm of how much is missing
     while True:
         space.step()
         count(1)
@@ -268,7 +269,8 @@ def _converge(
         if not (last or full or space.size >= due):
             continue
         found = _look(space, k, which, tol)
-        missing = found.wanted[found.residuals[found.wanted] > found.goal]
+        rest = found.residuals[found.wanted]
+        missing = found.wanted[rest > found.goal]
         if last or not len(missing):
             return found
         space.turn_to(found.S[:, missing])
@@ -276,7 +278,10 @@ def _converge(
             room = space.capacity - k
             kept = _order(found.theta, which)[: k + min(2 * room // 5, room - 2)]
             space.restart(found.theta[kept], found.S[:, kept])
-        due = space.size + 1 + space.size // 12
+        now = space.num_matvecs, math.log(rest.max() / found.goal)
+        rate = (before[1] - now[1]) / (now[0] - before[0])
+        ahead = 0.4 * now[1] / rate if 0 < rate < math.inf else 1
+        before, due = now, space.size + int(np.clip(ahead, 1, 1 + space.size // 8))
 
 
 def _look(space: KrylovSpace, k: int, which: str, tol: float) -> _Found:

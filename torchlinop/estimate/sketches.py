@@ -68,15 +68,16 @@ class RangeSketch:
         )
         self.omega, self.q, self.z, self.R = omega, q, z, grown
 
-    def left_out(self) -> np.ndarray:
-        """The vectors ``s_i`` as columns ``(r, r)``."""
-        R = self.R.copy()
-        d = np.abs(np.diag(R))
-        # a range of lower dimension: any direction will do for what is not there
-        least = np.finfo(float).eps * (d.max() or 1.0)
-        np.fill_diagonal(R, np.where(d > least, np.diag(R), least))
-        S = solve_triangular(R, np.eye(len(R)), trans="C")
-        return S / np.linalg.norm(S, axis=0)
+
+def left_out(R: np.ndarray) -> np.ndarray:
+    """The vectors ``s_i`` of an upper triangular ``R``, as columns ``(r, r)``."""
+    R = R.copy()
+    d = np.diag(R).copy()
+    # a range of lower dimension: any direction will do for what is not there
+    least = np.finfo(float).eps * (np.abs(d).max() or 1.0)
+    np.fill_diagonal(R, np.where(np.abs(d) > least, d, least))
+    S = solve_triangular(R, np.eye(len(R)), trans="C")
+    return S / np.linalg.norm(S, axis=0)
 
 
 def on_host(x: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import one_of, square_operator
-from torchlinop.estimate.estimates import Estimate, mean_and_stderr
+from torchlinop.estimate.estimates import Estimate, jackknife, mean_and_stderr
 from torchlinop.estimate.hutchinson import (
     Hutchinson,
     exact_diagonal,
@@ -21,7 +21,7 @@ from torchlinop.estimate.hutchinson import (
 )
 from torchlinop.estimate.probes import Probes, ProbeSource
 from torchlinop.estimate.sampling import Sampler, sampled
-from torchlinop.estimate.sketches import RangeSketch, column_dots, on_host
+from torchlinop.estimate.sketches import RangeSketch, column_dots, left_out, on_host
 
 TraceMethod: TypeAlias = Literal["hutchinson", "hutch++", "xtrace", "xnystrace"]
 
@@ -172,19 +172,25 @@ class _XTrace:
             self._sketch.grow(num_matvecs // 2 - len(self._sketch))
 
     def estimate(self) -> tuple[Any, float]:
-        sketch = self._sketch
-        S, R = sketch.left_out(), sketch.R
+        sketch, n = self._sketch, self._A.shape[0]
         W = on_host(sketch.q.conj() @ sketch.omega.T)
         H = on_host(sketch.q.conj() @ sketch.z.T)
         X = on_host(sketch.omega.conj() @ sketch.z.T)
-        U = W - S * column_dots(S, W)  # projections onto the ranges without one
-        inside = np.trace(H) - column_dots(S, H @ S)
-        outside = column_dots(W - U, R) - column_dots(X.conj().T, U) + column_dots(U, H @ U)
-        if self._kind == "sphere":
-            n, r = self._A.shape[0], len(sketch)
-            left = n - np.linalg.norm(U, axis=0) ** 2
-            outside = outside * (n - r + 1) / left
-        return mean_and_stderr(inside + outside)
+
+        def mean(some: np.ndarray) -> Any:
+            Q, R = np.linalg.qr(sketch.R[:, some])
+            w, h, x = Q.conj().T @ W[:, some], Q.conj().T @ H @ Q, X[some] @ Q
+            S = left_out(R)
+            U = w - S * column_dots(S, w)  # projections onto the ranges without one
+            inside = np.trace(h) - column_dots(S, h @ S)
+            outside = column_dots(w - U, R) - column_dots(x.conj().T, U)
+            outside = outside + column_dots(U, h @ U)
+            if self._kind == "sphere":
+                left = n - np.linalg.norm(U, axis=0) ** 2
+                outside = outside * (n - len(some) + 1) / left
+            return (inside + outside).mean()
+
+        return jackknife(mean, len(sketch))
 
     def exact(self) -> Any:
         self._spent += self.exact_matvecs
@@ -229,29 +235,39 @@ class _XNysTrace:
         y = y + shift * omega
         R = on_host(torch.linalg.qr(y.T, mode="r")[1])
         H = on_host(omega.conj() @ y.T)
-        try:
-            C = np.linalg.cholesky((H + H.conj().T) / 2).conj().T
-        except np.linalg.LinAlgError:
-            gram = on_host(omega.conj() @ omega.T)
-            lowest = eigh((H + H.conj().T) / 2, gram, eigvals_only=True)[0]
-            raise ValueError(
-                "xnystrace is for positive semi-definite matrices (GGN, Fisher), but in a "
-                f"subspace this one has the eigenvalue {lowest:.3e}. Use method="
-                "'xtrace'."
-            ) from None
-        D = solve_triangular(C, np.eye(r), trans="C")  # H^-1 = D^H D
-        B = solve_triangular(C, R.conj().T, trans="C").conj().T
-        lengths = np.linalg.norm(D, axis=0) ** 2
-        taken = np.linalg.norm(B @ D, axis=0) ** 2 / lengths
-        rest = 1 / lengths
-        if self._source.kind == "sphere":
-            gram = on_host(omega.conj() @ omega.T)
-            rest = rest * (n - r + 1) * np.diag(np.linalg.inv(gram)).real
-        return mean_and_stderr(np.linalg.norm(B) ** 2 - taken + rest - shift * n)
+        gram = on_host(omega.conj() @ omega.T)
+
+        def mean(some: np.ndarray) -> float:
+            some_gram = gram[np.ix_(some, some)]
+            C = _cholesky(H[np.ix_(some, some)], some_gram)
+            D = solve_triangular(C, np.eye(len(some)), trans="C")  # H^-1 = D^H D
+            B = solve_triangular(C, R[:, some].conj().T, trans="C").conj().T
+            lengths = np.linalg.norm(D, axis=0) ** 2
+            taken = np.linalg.norm(B @ D, axis=0) ** 2 / lengths
+            rest = 1 / lengths
+            if self._source.kind == "sphere":
+                distances = 1 / np.diag(np.linalg.inv(some_gram)).real
+                rest = rest * (n - len(some) + 1) / distances
+            return float((np.linalg.norm(B) ** 2 - taken + rest).mean() - shift * n)
+
+        return jackknife(mean, r)
 
     def exact(self) -> Any:
         self._spent += self.exact_matvecs
         return _exact(self._A)
+
+
+def _cholesky(H: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """Upper factor of ``Omega^H A Omega``; refuse what is not positive definite."""
+    H = (H + H.conj().T) / 2
+    try:
+        return np.linalg.cholesky(H).conj().T
+    except np.linalg.LinAlgError:
+        lowest = eigh(H, gram, eigvals_only=True)[0]
+        raise ValueError(
+            "xnystrace is for positive semi-definite matrices (GGN, Fisher), but in a "
+            f"subspace this one has the eigenvalue {lowest:.3e}. Use method='xtrace'."
+        ) from None
 
 
 _METHODS: dict[str, Any] = {

@@ -158,7 +158,7 @@ class Tracker:
         V = torch.linalg.qr(rows.T)[0].T.contiguous()
         W = product_rows(self._A, V)
         following = self._next - _FADING * abs(self._next)
-        goal = _SAFETY * self._rtol
+        goal, looked = _SAFETY * self._rtol, False
         while True:
             T = on_host(V.conj() @ W.T)
             theta, S = np.linalg.eigh((T + T.conj().T) / 2)
@@ -171,13 +171,22 @@ class Tracker:
             )
             rows, images = mix @ V, mix @ W
             residuals = images - values * rows
-            sizes = np.sqrt(row_dots(residuals, residuals).real)[:k]
+            sizes = np.sqrt(row_dots(residuals, residuals).real)
             gaps = np.maximum(theta[:k] - following, np.finfo(float).tiny)
-            errors = np.minimum(sizes, sizes**2 / gaps)
+            errors = np.minimum(sizes[:k], sizes[:k] ** 2 / gaps)
             worst = int(errors.argmax())
             rounding = torch.finfo(V.dtype).eps * np.abs(theta).max()
             small = errors[worst] <= max(goal * np.abs(theta[:k]).max(), rounding)
-            if small or len(V) >= self._most or sizes[worst] <= 10 * rounding:
+            if (
+                small
+                and len(sizes) > k
+                and not looked
+                and theta[k] + sizes[k] > theta[k - 1]
+            ):
+                worst, looked = k, True  # what comes next may have come up: improve it once
+            elif small:
+                break
+            if len(V) >= self._most or sizes[worst] <= 10 * rounding:
                 break
             q = residuals[worst : worst + 1] / sizes[worst]
             for _ in range(2):
