@@ -90,12 +90,14 @@ def draw(spectra: dict[str, np.ndarray], path: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    ax = None
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     for name, values in spectra.items():
-        ax = plot.eigenvalues(values, ax=ax, label=name)
-    assert ax is not None
+        plot.eigenvalues(values, ax=ax, label=name)
     ax.set_title("Curvature of a digits classifier at the end of training")
-    ax.figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
     print(f"\nspectrum drawn in {path}")
 
 
