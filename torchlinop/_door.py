@@ -78,6 +78,7 @@ class Door(LinearOperator):
         return observed(self, x) if OBSERVERS else self._unobserved(x)
 
     def _unobserved(self, x: Tensor) -> Tensor:
+        """Multiply, in nobody's sight."""
         if torch.is_autocast_enabled(self.device.type):
             with torch.autocast(self.device.type, enabled=False):
                 return self._unobserved(x)
