@@ -16,13 +16,34 @@ ROOT = Path(torchlinop.__file__).parent
 #: lower layers first; a module imports from lower layers, or from its own
 LAYERS = [
     ["_typing"],
-    ["_dtypes", "_cupy", "_watch", "_interchange", "_space", "autodiff", "data"],
+    [
+        "_convergence",
+        "_dtypes",
+        "_cupy",
+        "_watch",
+        "_observers",
+        "_interchange",
+        "_space",
+        "autodiff",
+        "data",
+    ],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_joining", "_kept"],
-    ["curvature", "solve"],
-    ["_blas", "reference", "verify"],
+    ["curvature", "estimate", "solve"],
+    [
+        "_blas",
+        "reference",
+        "verify",
+        "_pairs",
+        "_runlog",
+        "_monitor",
+        "_cost",
+        "_summary",
+        "plot",
+    ],
     ["__init__"],
-    ["compat"],
+    ["compat", "examples"],
+    ["__main__"],
 ]
 #: pairs in one layer that may not import one another either
 STRANGERS = [
@@ -31,6 +52,8 @@ STRANGERS = [
     ("_operator", "sources"),
     ("structured", "_kept"),
     ("curvature", "solve"),
+    ("estimate", "curvature"),
+    ("estimate", "solve"),
 ]
 
 

@@ -1,9 +1,14 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
-from torchlinop import verify
+from torchlinop import estimate, plot, verify
 from torchlinop._blas import single_threaded_blas
+from torchlinop._convergence import ConvergenceWarning
+from torchlinop._cost import Cost, cost
+from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop._runlog import RunLog
 from torchlinop._space import ParameterSpace
+from torchlinop._summary import Summary, summary
 from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
 from torchlinop.curvature import (
     EFLinearOperator,
@@ -17,7 +22,6 @@ from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
     ConvergenceError,
-    ConvergenceWarning,
     EighInverseLinearOperator,
     JacobiPreconditioner,
     LSMRInverseLinearOperator,
@@ -42,6 +46,7 @@ __all__ = [
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
     "ConvergenceWarning",
+    "Cost",
     "DiagonalLinearOperator",
     "EFLinearOperator",
     "EighInverseLinearOperator",
@@ -60,16 +65,23 @@ __all__ = [
     "Options",
     "ParameterSpace",
     "Preconditioner",
+    "RunLog",
     "SolveReport",
     "SubmatrixLinearOperator",
+    "Summary",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "cost",
+    "estimate",
     "gradient_and_loss",
+    "monitor",
     "multishift_cg",
     "neumann_scale",
+    "plot",
     "single_threaded_blas",
+    "summary",
     "verify",
 ]
 

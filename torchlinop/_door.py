@@ -15,6 +15,7 @@ from torch import Tensor
 from torchlinop._cupy import cupyx_operator_type, with_base
 from torchlinop._dtypes import numpy_dtype
 from torchlinop._interchange import import_array, with_shape
+from torchlinop._observers import OBSERVERS, observed
 from torchlinop._typing import Array
 
 
@@ -74,9 +75,13 @@ class Door(LinearOperator):
         ``x`` has shape ``(N, K)`` and the operator's dtype or, for a real operator, its
         complex counterpart, which is multiplied by parts in one block.
         """
+        return observed(self, x) if OBSERVERS else self._unobserved(x)
+
+    def _unobserved(self, x: Tensor) -> Tensor:
+        """Multiply, in nobody's sight."""
         if torch.is_autocast_enabled(self.device.type):
             with torch.autocast(self.device.type, enabled=False):
-                return self._product(x)
+                return self._unobserved(x)
         if x.dtype == self.torch_dtype:
             return self._apply(x)
         if x.dtype.is_complex and not self.torch_dtype.is_complex:

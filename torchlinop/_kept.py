@@ -296,16 +296,20 @@ class _Kept(Generic[Map]):
 
 def free_memory(device: torch.device) -> float:
     """Return the default budget in bytes: a share of what is free on the device."""
+    return _MEMORY_SHARE * available_memory(device)
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes that are free on the device, or on the host for any but CUDA devices."""
     if device.type == "cuda":
-        return _MEMORY_SHARE * torch.cuda.mem_get_info(device)[0]
+        return float(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo") as info:
             for line in info:
                 if line.startswith("MemAvailable:"):
-                    return _MEMORY_SHARE * 1024 * int(line.split()[1])
+                    return 1024.0 * int(line.split()[1])
     except OSError:
         pass
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return 0.5 * _MEMORY_SHARE * total
-    return float(2 << 30)
+        return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float(4 << 30)

@@ -222,19 +222,24 @@ class ActionLinearOperator(TorchLinearOperator):
     ----------
     action
         Of :mod:`torchlinop._algebra` or :mod:`torchlinop._foreign`.
+    origin
+        The operator of which this is the adjoint, if it was made as one.
     """
 
-    def __init__(self, action: Action) -> None:
+    def __init__(self, action: Action, origin: TorchLinearOperator | None = None) -> None:
         super().__init__(action.shape, action.dtype, action.device)
         self.args = action.args
         self._action = action
+        self._origin = origin
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._action.apply(x)
 
     def _adjoint(self) -> TorchLinearOperator:
+        if self._origin is not None:
+            return self._origin
         adjoint = self._action.adjoint()
-        return self if adjoint is self._action else ActionLinearOperator(adjoint)
+        return self if adjoint is self._action else ActionLinearOperator(adjoint, self)
 
     def __repr__(self) -> str:
         kind = type(self._action).__name__

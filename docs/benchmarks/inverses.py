@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -31,11 +30,9 @@ from torchlinop import (
     NystromPreconditioner,
     multishift_cg,
 )
+from torchlinop.examples import digits
 
 import problems
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import digits
 
 RTOL = 1e-4
 COLUMNS = 32
@@ -272,9 +269,9 @@ def main() -> None:
         "",
         "Printed by `python docs/benchmarks/inverses.py` (`tox run -e benchmark` installs "
         "the peer library). Damped GGNs, float32, CPU, 2 threads: the digits classifier of "
-        "`docs/examples/digits.py` (2,410 parameters, 1,500 samples in three batches) and "
-        "the MLP of the product benchmark (535,818 parameters, 256 samples), damping 1e-3. "
-        "Right-hand sides are gradients of single samples.",
+        "`torchlinop/examples/digits.py` (2,410 parameters, 1,500 samples in three "
+        "batches) and the MLP of the product benchmark (535,818 parameters, 256 samples), "
+        "damping 1e-3. Right-hand sides are gradients of single samples.",
         "",
         f"## To a relative residual of {RTOL:g}",
         "",

@@ -16,16 +16,20 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
 import torch
 import torchlinop
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torchlinop import GGNLinearOperator, HessianLinearOperator
 
 from problems import PROBLEMS
 
+KINDS = {"Hessian": HessianLinearOperator, "GGN": GGNLinearOperator}
 #: time one measurement takes at least, in seconds
 MEASURE = 0.05
 
@@ -70,6 +74,41 @@ def peer_operators(model: nn.Module, loss: nn.Module, params: list, data: list) 
     return operators
 
 
+def first_product(make: Callable[[], LinearOperator], v: Tensor, rounds: int) -> float:
+    """Seconds of an operator's first product, which linearizes: the median."""
+    times = []
+    for _ in range(rounds):
+        A = make()
+        start = time.perf_counter()
+        A @ v
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_bytes(function: Callable[[], object]) -> int:
+    """Most bytes of tensors that live at one time during a call, beside those before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = function()
+    events = [
+        e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"
+    ]
+    current = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        current += event.nbytes()
+        most = max(most, current)
+    del result
+    return most
+
+
+def memory(make: Callable[[], LinearOperator], v: Tensor) -> tuple[int, int, int]:
+    """Bytes kept, and peaks of the first forty products: the first one, and the others."""
+    A = make()
+    first = peak_bytes(lambda: A @ v)
+    kept = A._maps.nbytes
+    others = max(peak_bytes(lambda: A @ v) for _ in range(40))
+    return kept, first, kept + others
+
+
 def own_share(G: HessianLinearOperator, calls: int = 2000) -> float:
     """Microseconds of a NumPy product that are not spent in its kernels.
 
@@ -77,9 +116,10 @@ def own_share(G: HessianLinearOperator, calls: int = 2000) -> float:
     from one second to the next.
     """
     v = np.random.default_rng(0).random(G.shape[1], dtype=np.float32)
-    G @ v
-    replayed = next(iter(G._maps._kept.maps.values()))._replayed
-    run, inside, outside = replayed._run, [], []
+    for _ in range(100):  # until it is settled how products are made
+        G @ v
+    rows = next(iter(G._maps._kept.maps.values()))
+    run, inside, outside = rows._run, [], []
 
     def timed(x: Tensor) -> Tensor:
         start = time.perf_counter()
@@ -87,12 +127,12 @@ def own_share(G: HessianLinearOperator, calls: int = 2000) -> float:
         inside.append(time.perf_counter() - start)
         return y
 
-    replayed._run = timed
+    rows._run = timed
     for _ in range(calls):
         start = time.perf_counter()
         G @ v
         outside.append(time.perf_counter() - start)
-    replayed._run = run
+    rows._run = run
     shares = [1e6 * (a - b) for a, b in zip(outside, inside, strict=True)]
     block = calls // 10
     return min(statistics.median(shares[i : i + block]) for i in range(0, calls, block))
@@ -121,24 +161,39 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore")
-    rows, errors, shares = [], [], []
+    rows, more, errors, shares = [], [], [], []
+    firsts: dict[tuple[str, str], float] = {}
+    peaks: dict[tuple[str, str], Any] = {}
     for name in arguments.only:
         torch.manual_seed(0)
         model, X, y = PROBLEMS[name]()
         loss, params, data = nn.CrossEntropyLoss(), list(model.parameters()), [(X, y)]
         H = HessianLinearOperator(model, loss, params, data)
-        G = GGNLinearOperator(model, loss, params, data)
         v = torch.rand(H.shape[1])
 
         def gradient(model=model, loss=loss, params=params, X=X, y=y) -> tuple:
             return torch.autograd.grad(loss(model(X), y), params)
 
-        functions = {
-            "gradient": gradient,
-            "Hessian": lambda H=H, v=v: H @ v,
-            "GGN": lambda G=G, v=v: G @ v,
-            **peer_operators(model, loss, params, data),
-        }
+        V = torch.rand(H.shape[1], 8)
+        functions = {"gradient": gradient}
+        for label, kind in KINDS.items():
+
+            def make(kind=kind, model=model, params=params, data=data, **options):
+                return kind(model, loss, params, data, **options)
+
+            A, blocks, uncached = make(), make(), make(cache=False)
+            for _ in range(80):  # until it is settled how products are made
+                A @ v
+            for _ in range(10):
+                blocks @ V
+            functions[label] = lambda A=A: A @ v
+            functions[f"{label}, block"] = lambda A=blocks: A @ V
+            functions[f"{label}, no cache"] = lambda A=uncached: A @ v
+            functions[f"{label}, no cache, block"] = lambda A=uncached: A @ V
+            firsts[name, label] = first_product(make, v, arguments.rounds)
+            peaks[name, label] = memory(make, v)
+        peaks[name, "gradient"] = peak_bytes(gradient)
+        functions |= peer_operators(model, loss, params, data)
         times = interleaved(functions, arguments.rounds)
         medians = {k: statistics.median(t) for k, t in times.items()}
         reference = medians["gradient"]
@@ -151,6 +206,17 @@ def main() -> None:
             low, middle, high = statistics.quantiles(ratios, n=4)
             cells.append(f"{middle:.2f} ({low:.2f}-{high:.2f})")
         rows.append(f"| {name} | {H.shape[1]:,} | " + " | ".join(cells) + " |")
+        for label in KINDS:
+            ratio = {k: t / reference for k, t in medians.items() if k.startswith(label)}
+            kept, first, others = (bytes_ / 2**20 for bytes_ in peaks[name, label])
+            more.append(
+                f"| {name} | {label} | {ratio[label]:.2f} | "
+                f"{ratio[f'{label}, block'] / 8:.2f} | {ratio[f'{label}, no cache']:.2f} | "
+                f"{ratio[f'{label}, no cache, block'] / 8:.2f} | "
+                f"{firsts[name, label] / reference:.1f} | {kept:.2f} | {first:.2f} | "
+                f"{others:.2f} | {peaks[name, 'gradient'] / 2**20:.2f} |"
+            )
+            print(more[-1], flush=True)
         errors.append((name, float64_error(model, X, y, v)))
         if H.shape[1] < 10_000:  # where it matters
             shares.append((name, own_share(H)))
@@ -176,6 +242,16 @@ def main() -> None:
         "Products in gradients of the same loss, timed in turn: median of "
         f"{arguments.rounds} round-by-round ratios (and their quartiles). float32, one "
         "batch, torch vectors, CPU, 2 threads.",
+        "",
+        "| problem | matrix | product | column of 8 | no cache | no cache, column of 8 | "
+        "first product | kept, MiB | peak of the first, MiB | of others, MiB | of a "
+        "gradient, MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *more,
+        "",
+        "In gradients. A first product linearizes. Peaks are bytes of tensors that live at "
+        "one time, beside model and data; those of forty other products, the recording of a "
+        "replay among them where there is one, include what is kept.",
         "",
         "Relative distance of the float32 Hessian product from the float64 one: "
         + ", ".join(f"{name} {error:.1e}" for name, error in errors)

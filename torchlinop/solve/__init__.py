@@ -14,7 +14,6 @@ from torchlinop.solve.nystrom import NystromPreconditioner
 from torchlinop.solve.preconditioner import Preconditioner
 from torchlinop.solve.report import (
     ConvergenceError,
-    ConvergenceWarning,
     NegativeCurvatureError,
     SolveReport,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "CGInverseLinearOperator",
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
-    "ConvergenceWarning",
     "EighInverseLinearOperator",
     "JacobiPreconditioner",
     "LSMRInverseLinearOperator",

@@ -45,7 +45,7 @@ def basis_of(B: Tensor, norms: np.ndarray, tolerances: np.ndarray) -> Basis | No
     """
     if len(norms) < 2:
         return None
-    gram = _inner(B, B) / np.outer(norms, norms)
+    gram = inner(B, B) / np.outer(norms, norms)
     (pstrf,) = get_lapack_funcs(("pstrf",), (gram,))
     least = (0.1 * (tolerances / norms).min()) ** 2
     U, pivots, rank, _ = pstrf(gram, tol=max(_NOISE, least))
@@ -57,7 +57,7 @@ def basis_of(B: Tensor, norms: np.ndarray, tolerances: np.ndarray) -> Basis | No
     C: np.ndarray = np.zeros((rank, len(left)), dtype=gram.dtype)
     missing = rest
     for _ in range(2):  # a Gram matrix has the square of the condition number
-        C = C + cho_solve((U[:rank, :rank], False), _inner(some, missing) / unit) / unit
+        C = C + cho_solve((U[:rank, :rank], False), inner(some, missing) / unit) / unit
         missing = rest - some @ torch.as_tensor(C, dtype=B.dtype, device=B.device)
     rounding = torch.finfo(B.dtype).eps * (norms[left] + np.abs(C).T @ norms[kept])
     distances = column_norms(missing)
@@ -87,7 +87,7 @@ def _shares(
     return np.maximum(shares, np.minimum(own, reachable))
 
 
-def _inner(X: Tensor, Y: Tensor) -> np.ndarray:
+def inner(X: Tensor, Y: Tensor) -> np.ndarray:
     """``X^H Y``, in float64 or complex128."""
     wide = torch.promote_types(X.dtype, torch.float64)
     total = torch.zeros(X.shape[1], Y.shape[1], dtype=wide, device=X.device)

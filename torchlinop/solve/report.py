@@ -9,12 +9,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from torchlinop._convergence import ConvergenceWarning, users_frame
+
 #: what happens when a column does not converge
 OnFailure: TypeAlias = Literal["warn", "raise", "ignore"]
-
-
-class ConvergenceWarning(UserWarning):
-    """A solve ended before it reached the tolerance."""
 
 
 class ConvergenceError(np.linalg.LinAlgError):
@@ -161,14 +159,4 @@ def judge(report: SolveReport, solution: Tensor, on_failure: OnFailure) -> None:
     )
     if on_failure == "raise":
         raise ConvergenceError(message, report, solution)
-    warnings.warn(message, ConvergenceWarning, stacklevel=_users_frame())
-
-
-def _users_frame() -> int:
-    """Return the ``stacklevel`` of the first frame outside this package."""
-    import sys
-
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("torchlinop"):
-        frame, level = frame.f_back, level + 1
-    return level
+    warnings.warn(message, ConvergenceWarning, stacklevel=users_frame())

@@ -8,6 +8,14 @@ The operators are this package's own (SciPy operators on any kind of array); onl
 constructors take curvlinops' arguments. ``to_scipy()`` returns the operator itself.
 """
 
+from torchlinop.compat.curvlinops.estimators import (
+    hutchinson_diag,
+    hutchinson_squared_fro,
+    hutchinson_trace,
+    hutchpp_trace,
+    xdiag,
+    xtrace,
+)
 from torchlinop.compat.curvlinops.inverses import (
     CGInverseLinearOperator,
     LSMRInverseLinearOperator,
@@ -21,6 +29,12 @@ from torchlinop.compat.curvlinops.operators import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
+from torchlinop.compat.curvlinops.spectra import (
+    LanczosApproximateLogSpectrumCached,
+    LanczosApproximateSpectrumCached,
+    lanczos_approximate_log_spectrum,
+    lanczos_approximate_spectrum,
+)
 
 __all__ = [
     "CGInverseLinearOperator",
@@ -30,6 +44,16 @@ __all__ = [
     "HessianLinearOperator",
     "JacobianLinearOperator",
     "LSMRInverseLinearOperator",
+    "LanczosApproximateLogSpectrumCached",
+    "LanczosApproximateSpectrumCached",
     "NeumannInverseLinearOperator",
     "TransposedJacobianLinearOperator",
+    "hutchinson_diag",
+    "hutchinson_squared_fro",
+    "hutchinson_trace",
+    "hutchpp_trace",
+    "lanczos_approximate_log_spectrum",
+    "lanczos_approximate_spectrum",
+    "xdiag",
+    "xtrace",
 ]

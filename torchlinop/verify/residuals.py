@@ -1,14 +1,7 @@
-"""Is that right? True residuals of what a solver has returned.
-
-Solvers stop by estimates of their own, some in silence: cupyx's ``eigsh`` returns what it
-has when its iterations are used up, and its tolerance is absolute. Here eigenpairs,
-singular triplets and solutions are multiplied with the operator itself, and what comes out
-is compared with what should have.
-"""
+"""True residuals of eigenpairs, singular triplets and solutions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,76 +12,7 @@ from torchlinop._interchange import as_tensor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._typing import Array, Scalar
 from torchlinop.solve.columns import column_norms, column_sizes, divided
-
-__all__ = ["Verification", "eigenpairs", "singular_triplets", "solution"]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """True residuals, each with what it is compared with.
-
-    Attributes
-    ----------
-    what : str
-        What was verified.
-    labels : tuple of str
-        A name for each residual.
-    residual_norms : numpy.ndarray
-        2-norms, shape ``(K,)``.
-    relative_residuals : numpy.ndarray
-        The same, divided by ``scale``.
-    scale : numpy.ndarray
-        The sizes that residuals are measured with, shape ``(K,)``.
-    rtol : float
-        The relative residual that is accepted.
-    orthogonality : float
-        Largest entry of ``V^H V - I`` (with a second matrix, of ``V^H M V - I``); NaN where
-        there are no vectors to be orthogonal.
-    """
-
-    what: str
-    labels: tuple[str, ...]
-    residual_norms: np.ndarray
-    relative_residuals: np.ndarray
-    scale: np.ndarray
-    rtol: float
-    orthogonality: float = float("nan")
-
-    @property
-    def accepted(self) -> np.ndarray:
-        """Which relative residuals are at most ``rtol``, shape ``(K,)``."""
-        return self.relative_residuals <= self.rtol
-
-    @property
-    def ok(self) -> bool:
-        """Whether all are, and vectors that should be orthonormal are."""
-        skewed = self.orthogonality > max(self.rtol, 1e-3)
-        return bool(self.accepted.all()) and not skewed
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        count = len(self.labels)
-        lines = [
-            f"{self.what}: {int(self.accepted.sum())} of {count} within a relative "
-            f"residual of {self.rtol:.0e}"
-        ]
-        width = max((len(label) for label in self.labels), default=0)
-        for label, norm, relative, good in zip(
-            self.labels,
-            self.residual_norms,
-            self.relative_residuals,
-            self.accepted,
-            strict=True,
-        ):
-            mark = "" if good else "   <- not converged"
-            lines.append(
-                f"  {label:>{width}}   residual {norm:.1e}   relative {relative:.1e}{mark}"
-            )
-        if not np.isnan(self.orthogonality):
-            lines.append(f"  orthonormal to {self.orthogonality:.1e}")
-        return "\n".join(lines)
+from torchlinop.verify.results import Verification, ratio
 
 
 def eigenpairs(
@@ -146,14 +70,14 @@ def eigenpairs(
     """
     A = aslinearoperator(A)
     values = as_tensor(eigenvalues, A.device)
-    V = _columns("eigenvectors", eigenvectors, A.shape[1], A)
+    V = columns("eigenvectors", eigenvectors, A.shape[1], A)
     if values.ndim != 1 or values.shape[0] != V.shape[1]:
         raise ValueError(
             f"Expected one eigenvalue for each of {V.shape[1]} eigenvectors, got shape "
             f"{tuple(values.shape)}."
         )
-    V = _wide(V)
-    values = _wide(values)
+    V = wide(V)
+    values = wide(values)
     V = divided(V, column_sizes(V)[0])
     lengths = torch.linalg.vector_norm(V, dim=0)
     V = V / torch.where(lengths > 0, lengths, 1)
@@ -163,7 +87,7 @@ def eigenpairs(
         norm = values.abs().max().item() if len(values) else 1.0
     scale = norm * column_norms(second)
     missing = (lengths == 0).cpu().numpy()  # a vector of zeros solves nothing
-    relative = np.where(missing, np.inf, _ratio(residuals, scale))
+    relative = np.where(missing, np.inf, ratio(residuals, scale))
     gram = V.mH @ second
     if M is not None:
         d = gram.diagonal().real.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
@@ -208,13 +132,13 @@ def singular_triplets(
     True
     """
     A = aslinearoperator(A)
-    left = _wide(_columns("U", U, A.shape[0], A))
+    left = wide(columns("U", U, A.shape[0], A))
     right = as_tensor(Vh, A.device)
     if right.ndim != 2:
         raise ValueError(f"Vh has to have shape (K, N), got {tuple(right.shape)}.")
-    right = _wide(right.mH)
-    right = _columns("Vh^H", right, A.shape[1], A)
-    values = _wide(as_tensor(s, A.device))
+    right = wide(right.mH)
+    right = columns("Vh^H", right, A.shape[1], A)
+    values = wide(as_tensor(s, A.device))
     if not left.shape[1] == right.shape[1] == len(values):
         raise ValueError(
             f"Expected as many columns of U as rows of Vh and singular values, got "
@@ -229,7 +153,7 @@ def singular_triplets(
         what="singular triplets",
         labels=tuple(_text(v) for v in values),
         residual_norms=residuals,
-        relative_residuals=_ratio(residuals, scale),
+        relative_residuals=ratio(residuals, scale),
         scale=scale,
         rtol=rtol,
         orthogonality=skewness,
@@ -267,8 +191,8 @@ def solution(
       column 0   residual 5.0e-01   relative 2.8e-01   <- not converged
     """
     A = aslinearoperator(A)
-    X = _wide(_columns("x", x, A.shape[1], A))
-    B = _wide(_columns("b", b, A.shape[0], A))
+    X = wide(columns("x", x, A.shape[1], A))
+    B = wide(columns("b", b, A.shape[0], A))
     if X.shape[1] != B.shape[1]:
         raise ValueError(f"x has {X.shape[1]} columns, b {B.shape[1]}.")
     image = _product(A, X)
@@ -284,13 +208,14 @@ def solution(
         what="solution",
         labels=tuple(f"column {k}" for k in range(B.shape[1])),
         residual_norms=residuals,
-        relative_residuals=_ratio(residuals, scale),
+        relative_residuals=ratio(residuals, scale),
         scale=scale,
         rtol=rtol,
     )
 
 
-def _columns(name: str, array: Array, size: int, A: TorchLinearOperator) -> Tensor:
+def columns(name: str, array: Array, size: int, A: TorchLinearOperator) -> Tensor:
+    """Return vectors as a tensor ``(size, K)``."""
     tensor = as_tensor(array, A.device)
     if tensor.ndim == 1:
         tensor = tensor.unsqueeze(1)
@@ -302,20 +227,13 @@ def _columns(name: str, array: Array, size: int, A: TorchLinearOperator) -> Tens
     return tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In double precision: differences are to be exact, products are as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float64))
 
 
 def _product(A: TorchLinearOperator, X: Tensor) -> Tensor:
-    return _wide(A @ X)
-
-
-def _ratio(residuals: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Quotients; 0 / 0 is 0, NaN is infinite."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(residuals == 0, 0.0, residuals / scale)
-    return np.where(np.isnan(ratio), np.inf, ratio)
+    return wide(A @ X)
 
 
 def _skewness(gram: Tensor) -> float:

@@ -1,17 +1,7 @@
-"""The curvature of a classifier of handwritten digits, by SciPy's own solvers.
-
-Trains a small network on scikit-learn's digits, hands its Hessian, Gauss-Newton matrix and
-Jacobian to eigsh, lobpcg, cg, minres and svds as they are, prints what they found and what
-it cost, and draws the spectrum. With a GPU and CuPy the same objects go into
-cupyx.scipy.sparse.linalg as well.
-
-    python docs/examples/digits.py [--output spectrum.png]
-"""
+"""SciPy's and cupyx's solvers on the matrices of one model, in a table."""
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +10,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse.linalg as spla
 import torch
-from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
+
 from torchlinop import (
     GGNLinearOperator,
     HessianLinearOperator,
@@ -29,32 +19,11 @@ from torchlinop import (
     JacobianLinearOperator,
     TorchLinearOperator,
     gradient_and_loss,
-    single_threaded_blas,
+    monitor,
 )
 
 DTYPE = torch.float64
-#: uneven on purpose: the operators are those of all data, however it is cut
-BATCHES = [600, 500, 400]
 DAMPING = 1e-2
-
-
-class Counted(TorchLinearOperator):
-    """An operator that counts the vectors it multiplies."""
-
-    def __init__(
-        self, operator: TorchLinearOperator, counts: list[int] | None = None
-    ) -> None:
-        super().__init__(operator.shape, operator.torch_dtype, operator.device)
-        self.operator = operator
-        self.counts = [0] if counts is None else counts
-
-    def _apply(self, x: Tensor) -> Tensor:
-        self.counts[0] += x.shape[1]
-        return self.operator @ x
-
-    def _adjoint(self) -> TorchLinearOperator:
-        adjoint = self.operator.adjoint()
-        return self if adjoint is self.operator else Counted(adjoint, self.counts)
 
 
 @dataclass
@@ -67,34 +36,6 @@ class Row:
     products: int
     seconds: float
     in_gradients: float
-
-
-def train() -> tuple[nn.Module, list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
-    """Fit a 64-32-10 network to 1,500 digits by L-BFGS; stop before it knows them all."""
-    digits = load_digits()
-    X = torch.tensor(digits.data / 16, dtype=DTYPE)
-    y = torch.tensor(digits.target)
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    X, y = X[order], y[order]
-    model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).to(DTYPE)
-    X_train, y_train, rest = X[:1500], y[:1500], (X[1500:], y[1500:])
-    loss = nn.CrossEntropyLoss()
-    optimizer = torch.optim.LBFGS(
-        model.parameters(), max_iter=18, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss(model(X_train), y_train)
-        value.backward()
-        return value
-
-    optimizer.step(closure)
-    return (
-        model,
-        list(zip(X_train.split(BATCHES), y_train.split(BATCHES), strict=True)),
-        rest,
-    )
 
 
 class Study:
@@ -142,13 +83,13 @@ class Study:
         describe: Callable[[Any], str],
     ) -> Any:
         """Solve, check the answer with products of the operator, add a row."""
-        counted = Counted(operator)
         self._synchronize()
         start = time.perf_counter()
-        answer = solve(counted)
+        with monitor(operator, max_vectors=0) as log:
+            answer = solve(operator)
         self._synchronize()
         seconds = time.perf_counter() - start
-        products = counted.counts[0]
+        products = log.num_columns
         in_gradients = seconds / max(products, 1) / self.gradient_seconds
         self.rows.append(
             Row(task, describe(answer), residual(answer), products, seconds, in_gradients)
@@ -305,96 +246,3 @@ def with_cupyx(study: Study) -> None:
         lambda usv: listing(usv[1]),
     )
     study.print_table("cupyx, the same operators")
-
-
-def lessons(found: dict[str, Any], spectra: dict[str, np.ndarray]) -> None:
-    """Say what the numbers mean."""
-    hessian, ggn = spectra["Hessian"], spectra["GGN"]
-    order = {k: np.argsort(found[k][0])[::-1] for k in ("Hessian", "GGN")}
-    overlap = np.linalg.norm(
-        found["Hessian"][1][:, order["Hessian"][:9]].T
-        @ found["GGN"][1][:, order["GGN"][:9]]
-    )
-    error = max(
-        np.abs(np.sort(found[k][0])[::-1] - spectra[k][::-1][:12]).max() / spectra[k][-1]
-        for k in ("Hessian", "GGN")
-    )
-    gap = "a gap" if ggn[-9] > 2 * ggn[-10] else "no gap"
-    negative = int((hessian < -1e-6 * hessian[-1]).sum())
-    print("\nWhat this says about the network\n")
-    print(
-        f"- Few directions carry the curvature: nine of {len(ggn)} GGN eigenvalues, one "
-        f"fewer than classes, make up {ggn[-9:].sum() / ggn.sum():.0%} of its trace. There "
-        f"is {gap} behind them: the ninth is {ggn[-9] / ggn[-10]:.2f} times the tenth.\n"
-        f"- In those nine directions the Hessian and the GGN agree: their leading "
-        f"nine-dimensional eigenspaces overlap to {overlap**2 / 9:.1%}.\n"
-        f"- Training did not end in a strict minimum: {negative} of {len(hessian)} "
-        f"eigenvalues of the Hessian are negative (below 1e-6 of the largest), the lowest "
-        f"{hessian[0]:.3g} against {hessian[-1]:.3g} at the top.\n"
-        f"- Most directions are flat: {int((ggn < 1e-6 * ggn[-1]).sum())} eigenvalues of "
-        f"the GGN are below 1e-6 of the largest.\n"
-        f"- The eigenvalues found by eigsh and those of the dense matrices differ by "
-        f"{error:.1e} of the largest."
-    )
-
-
-def draw(spectra: dict[str, np.ndarray], path: str) -> None:
-    """Draw the eigenvalues of both matrices, ordered, on logarithmic axes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for (name, values), colour in zip(spectra.items(), ("C0", "C1"), strict=True):
-        positive = values[values > 0][::-1]
-        axes.loglog(np.arange(1, len(positive) + 1), positive, colour, label=name)
-        negative = -values[values < 0]
-        if name == "Hessian":
-            axes.loglog(
-                np.arange(1, len(negative) + 1),
-                negative,
-                colour,
-                linestyle=":",
-                label="Hessian, negative (absolute value)",
-            )
-    axes.set_ylim(spectra["GGN"][-1] * 1e-10, spectra["GGN"][-1] * 4)
-    axes.set_xlabel("index")
-    axes.set_ylabel("eigenvalue")
-    axes.set_title("Curvature of a digits classifier at the end of training")
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    print(f"\nspectrum drawn in {path}")
-
-
-def main() -> None:
-    """Train, solve, print, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="spectrum.png", help="name of the picture")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    model, data, (X, y) = train()
-    count = sum(p.numel() for p in model.parameters())
-    accuracy = (model(X).argmax(-1) == y).double().mean().item()
-    study = Study(model, data, "cuda" if torch.cuda.is_available() else "cpu")
-    _, loss = gradient_and_loss(model, study.loss, study.params, study.data)
-    print(
-        f"64-32-10 network, {count} parameters, 1500 digits in batches of {BATCHES}: "
-        f"training loss {loss.item():.4f}, gradient norm "
-        f"{study.gradient.norm().item():.1e}, "
-        f"accuracy on 297 unseen digits {accuracy:.1%}"
-    )
-    with single_threaded_blas():  # else its threads wait for work on torch's cores
-        found = with_scipy(study)
-    if torch.cuda.is_available() and importlib.util.find_spec("cupy"):
-        with_cupyx(study)
-    spectra = {
-        name: np.linalg.eigvalsh(A.to_dense().cpu().numpy())
-        for name, A in (("Hessian", study.H), ("GGN", study.G))
-    }
-    lessons(found, spectra)
-    draw(spectra, arguments.output)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,255 @@
+"""Estimators: known answers, stopping, cost, what they print, bad input."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchlinop import GGNLinearOperator, estimate
+from torchlinop.estimate.probes import ProbeSource
+
+from tests.estimate.matrices import Counted, Failing, decaying, with_spectrum
+from tests.problems import classification
+
+METHODS = ["hutchinson", "hutch++", "xtrace", "xnystrace"]
+#: what every estimator takes
+ALL = {
+    "trace": estimate.trace,
+    **{
+        method: (lambda A, method=method, **o: estimate.trace(A, method=method, **o))
+        for method in METHODS[1:]
+    },
+    "diagonal": estimate.diagonal,
+    "xdiag": lambda A, **o: estimate.diagonal(A, method="xdiag", **o),
+    "frobenius": estimate.frobenius_norm,
+    "function": lambda A, **o: estimate.function_trace(A, np.exp, **o),
+    "logdet": lambda A, **o: estimate.logdet(A, damping=0.1, **o),
+    "dimension": lambda A, **o: estimate.effective_dimension(A, damping=0.1, **o),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_counts_products_and_repeats_for_a_seed(name):
+    A = Counted(decaying())
+    first = ALL[name](A, num_matvecs=30, seed=3)
+    assert first.num_matvecs == A.columns <= 30
+    assert first.num_matvecs >= 24
+    again, other = (ALL[name](A, num_matvecs=30, seed=seed) for seed in (3, 4))
+    for one, two, same in ((first, again, True), (first, other, False)):
+        equal = np.array_equal(np.asarray(one.value), np.asarray(two.value))
+        assert equal is same
+    assert first.seed == 3
+
+
+@pytest.mark.parametrize("probes", ["rademacher", "gaussian", "sphere"])
+def test_blocks_do_not_change_the_random_vectors(probes):
+    A = Counted(decaying(61))
+    whole = ProbeSource(A, probes, 7).rows(6)
+    source = ProbeSource(A, probes, 7)
+    assert torch.equal(whole, torch.cat([source.rows(1), source.rows(3), source.rows(2)]))
+    if probes == "rademacher":
+        assert (whole.abs() == 1).all()
+        assert 0.3 < (whole > 0).double().mean() < 0.7
+    if probes == "sphere":
+        norms = torch.linalg.vector_norm(whole, dim=1)
+        torch.testing.assert_close(norms, torch.full((6,), 61.0).double().sqrt())
+    single = Counted(decaying(61, dtype=torch.float32))
+    drawn = ProbeSource(single, probes, 7).rows(6)
+    torch.testing.assert_close(drawn, whole.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_low_rank_is_exact(method, dtype):
+    """Where the sketch holds the whole range there is nothing left to estimate."""
+    values = torch.zeros(60, dtype=torch.float64)
+    values[:5] = torch.arange(1, 6)
+    found = estimate.trace(with_spectrum(values, dtype), method=method, num_matvecs=24)
+    assert found.value == pytest.approx(15, rel=100 * torch.finfo(dtype).eps)
+
+
+def test_methods_on_a_decaying_spectrum():
+    """Squared errors of Hutch++ fall with the square of the products, Hutchinson's with
+    their number (Meyer et al. 2021, theorem 1.1); the others are better still.
+    """
+    A = decaying(200, rate=1.5)
+    truth = A.trace().item()
+
+    def rms(method, products):
+        errors = [
+            estimate.trace(A, method=method, num_matvecs=products, seed=s).value - truth
+            for s in range(40)
+        ]
+        return math.sqrt(np.mean(np.square(errors)))
+
+    gain = {method: rms(method, 15) / rms(method, 120) for method in METHODS}
+    assert 1.5 < gain["hutchinson"] < 5  # eight times the products: 2.8
+    assert gain["hutch++"] > 8
+    assert gain["xtrace"] > 8
+    assert rms("hutch++", 120) < rms("hutchinson", 120) / 5
+    assert rms("xtrace", 120) < rms("hutch++", 120)
+    assert rms("xnystrace", 120) < rms("xtrace", 120)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_stops_at_the_relative_error(name):
+    matrix = decaying(300, rate=0.5) + 0.5 * torch.eye(300)
+    A = Counted(matrix)
+    loose, tight = (ALL[name](A, rtol=rtol) for rtol in (0.2, 0.05))
+    assert loose.num_matvecs + tight.num_matvecs == A.columns
+    for found, rtol in ((loose, 0.2), (tight, 0.05)):
+        error, value = (torch.as_tensor(x).norm() for x in (found.stderr, found.value))
+        assert error <= rtol * value
+    assert loose.num_matvecs <= tight.num_matvecs
+
+
+def test_default_is_one_per_cent():
+    found = estimate.trace(decaying(2000, rate=0.1))
+    assert found.stderr < 0.01 * found.value
+    assert found.num_matvecs < 2000
+
+
+@pytest.mark.parametrize("name", ["trace", "xtrace", "diagonal", "xdiag", "frobenius"])
+def test_exact_where_that_is_no_more_work(name):
+    A = Counted(with_spectrum(torch.linspace(-1, 1, 20, dtype=torch.float64)))
+    found = ALL[name](A, rtol=1e-6)
+    assert found.method == "exact"
+    assert torch.as_tensor(found.stderr).max() == 0
+    truth = {"frobenius": A.matrix.norm(), "trace": A.matrix.trace()}
+    truth["xtrace"] = truth["trace"]
+    torch.testing.assert_close(
+        torch.as_tensor(found.value, dtype=torch.float64),
+        truth.get(name, A.matrix.diagonal()),
+        rtol=1e-12,
+        atol=1e-13,
+    )
+    assert found.num_matvecs == A.columns <= 40
+
+
+def test_xdiag_beats_hutchinson_on_a_decaying_spectrum():
+    A = decaying(100, rate=2.0)
+    errors = {
+        method: torch.linalg.vector_norm(
+            estimate.diagonal(A, method=method, num_matvecs=60).value - A.diagonal()
+        )
+        for method in ("hutchinson", "xdiag")
+    }
+    assert errors["xdiag"] < errors["hutchinson"] / 5
+
+
+def test_closed_forms():
+    values = torch.arange(1, 61).double() ** -1.0
+    A = with_spectrum(values)
+    exact = estimate.function_trace(A, np.sqrt, num_matvecs=600, num_steps=60)
+    assert abs(exact.value - values.sqrt().sum().item()) < 3 * exact.stderr
+    dimension = estimate.effective_dimension(A, damping=0.05, num_matvecs=2000)
+    truth = (values / (values + 0.05)).sum().item()
+    assert abs(dimension.value - truth) < 3 * dimension.stderr < 0.2 * truth
+    norm = estimate.frobenius_norm(A, num_matvecs=50)
+    assert abs(norm.value - values.norm().item()) < 3 * norm.stderr
+
+
+def test_logdet_of_a_ggn():
+    problem = classification(nn.CrossEntropyLoss())
+    G = GGNLinearOperator(*problem.arguments)
+    damped = G.to_dense() + 0.01 * torch.eye(G.shape[0])
+    truth = torch.linalg.slogdet(damped).logabsdet.item()
+    found = estimate.logdet(G, damping=0.01, rtol=0.02)
+    assert abs(found.value - truth) < 3 * found.stderr
+    assert found.stderr <= 0.02 * abs(truth) * 1.1
+
+
+def test_prints():
+    assert str(estimate.Estimate(0.5312, 0.0021, 120, "", 0)) == (
+        "0.5312 +- 0.0021 (120 products)"
+    )
+    assert str(estimate.Estimate(1234567.0, 4.2e3, 9, "", 0)) == (
+        "1234567 +- 4200 (9 products)"
+    )
+    assert str(estimate.Estimate(3.21e-9, 4.4e-11, 9, "", 0)) == (
+        "3.210e-09 +- 4.4e-11 (9 products)"
+    )
+    assert str(estimate.Estimate(2.0, 0.0, 9, "exact", 0)) == "2 +- 0 (9 products)"
+    vector = estimate.diagonal(torch.eye(9), num_matvecs=2)
+    assert str(vector) == "vector of norm 3 +- 0 (2 products)"
+    with pytest.raises(TypeError, match=r"a vector of shape \(9,\), no number"):
+        float(vector)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_interrupt_keeps_what_there_is(name):
+    A = Failing(decaying(300, rate=0.5), 40, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        ALL[name](A, rtol=1e-3)
+    assert isinstance(caught.value, estimate.Interrupted)
+    kept = caught.value.result
+    assert 0 < kept.num_matvecs <= A.columns
+    assert torch.isfinite(torch.as_tensor(kept.value)).all()
+    early = Failing(decaying(), 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        ALL[name](early)
+    assert not isinstance(caught.value, estimate.Interrupted)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_bad_input(name):
+    estimator, A = ALL[name], decaying()
+    with pytest.raises(ValueError, match=r"rtol has to be between 0 and 1 .* got 1\.5"):
+        estimator(A, rtol=1.5)
+    with pytest.raises(ValueError, match="num_matvecs has to be an integer of at least 1"):
+        estimator(A, num_matvecs=0)
+    with pytest.raises(ValueError, match="probes has to be one of rademacher, gaussian"):
+        estimator(A, probes="normal")
+    broken = A.clone()
+    broken[0, 0] = torch.inf
+    with pytest.raises(np.linalg.LinAlgError, match="NaN or infinite entries"):
+        estimator(broken, num_matvecs=12)
+    with pytest.raises(ValueError, match="the matrix has no entries"):
+        estimator(torch.zeros(0, 0))
+    if name != "frobenius":
+        with pytest.raises(ValueError, match="is for square matrices, got 3 x 4"):
+            estimator(torch.ones(3, 4))
+
+
+def test_numbers_of_products_out_of_range():
+    A = decaying()
+    for method, least in (("hutch++", 3), ("xtrace", 2)):
+        with pytest.raises(ValueError, match=f"at least {least} products, got num_matvecs"):
+            estimate.trace(A, method=method, num_matvecs=least - 1)
+    with pytest.raises(ValueError, match="num_matvecs=61 is more than the 60 products"):
+        estimate.trace(A, num_matvecs=61)
+    with pytest.raises(ValueError, match="num_matvecs=19 is not enough for two random"):
+        estimate.function_trace(A, np.exp, num_matvecs=19, num_steps=10)
+    single = estimate.trace(A, num_matvecs=1)
+    assert single.stderr == math.inf
+    assert torch.isinf(estimate.diagonal(A, num_matvecs=1).stderr).all()
+
+
+def test_methods_that_do_not_fit():
+    A = with_spectrum(torch.linspace(-1, 1, 40, dtype=torch.float64))
+    with pytest.raises(ValueError, match="method has to be one of hutchinson, hutch"):
+        estimate.trace(A, method="slq")
+    with pytest.raises(ValueError, match="method has to be one of hutchinson, xdiag"):
+        estimate.diagonal(A, method="xtrace")
+    with pytest.raises(ValueError, match=r"the eigenvalue -\d"):
+        estimate.trace(A, method="xnystrace", num_matvecs=20)
+    with pytest.raises(ValueError, match=r"smallest Ritz value is -\d.*Take damping > \d"):
+        estimate.logdet(A, damping=0.01)
+    with pytest.raises(ValueError, match="damping has to be a finite number >= 0, got -1"):
+        estimate.logdet(A, damping=-1)
+    with pytest.raises(ValueError, match="without it the effective dimension is the rank"):
+        estimate.effective_dimension(A, damping=0)
+    with pytest.raises(ValueError, match="smallest Ritz value is -"):
+        estimate.effective_dimension(A, damping=0.01)
+    with pytest.raises(ValueError, match="f has to map an array of Ritz values"):
+        estimate.function_trace(A, lambda theta: theta[0], num_matvecs=20)
+
+
+def test_progress_bar(capsys):
+    estimate.trace(decaying(), num_matvecs=10, progress=True)
+    assert "product" in capsys.readouterr().err
+    estimate.trace(decaying(), num_matvecs=10)
+    assert not capsys.readouterr().err

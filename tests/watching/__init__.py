@@ -1,0 +1,1 @@
+"""Runs that are watched, verified, priced, summed up and drawn."""

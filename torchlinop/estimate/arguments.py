@@ -1,0 +1,87 @@
+"""What users pass: conversions and checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchlinop._interchange import as_tensor
+from torchlinop._operator import TorchLinearOperator, aslinearoperator
+from torchlinop._typing import Array
+
+
+def square_operator(A: Any, what: str) -> TorchLinearOperator:
+    """Return ``A`` as one of our operators; refuse rectangular and empty ones."""
+    A = aslinearoperator(A)
+    if A.shape[0] != A.shape[1]:
+        raise ValueError(
+            f"{what} is for square matrices, got {A.shape[0]} x {A.shape[1]}. For a "
+            "rectangular one take A.H @ A, or frobenius_norm(A)."
+        )
+    return not_empty(A, what)
+
+
+def not_empty(A: TorchLinearOperator, what: str) -> TorchLinearOperator:
+    """Refuse a matrix without entries."""
+    if 0 in A.shape:
+        raise ValueError(f"{what}: the matrix has no entries, shape {A.shape}.")
+    return A
+
+
+def positive_count(name: str, value: int) -> int:
+    """Return an integer that is at least 1."""
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name} has to be an integer of at least 1, got {value!r}.")
+    return int(value)
+
+
+def at_least_zero(name: str, value: float) -> float:
+    """Return a real number that is not negative."""
+    number = float(value)
+    if not (np.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} has to be a finite number >= 0, got {value!r}.")
+    return number
+
+
+def target(rtol: float | None) -> float | None:
+    """Return a relative error to stop at, between 0 and 1."""
+    if rtol is not None and not 0 < float(rtol) < 1:
+        raise ValueError(
+            f"rtol has to be between 0 and 1 (0.01 is one per cent), got {rtol!r}."
+        )
+    return None if rtol is None else float(rtol)
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Return one of several names."""
+    if value not in choices:
+        raise ValueError(f"{name} has to be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def require_finite(x: Tensor, what: str) -> None:
+    """Refuse NaN and infinity in a product."""
+    if not torch.isfinite(x).all():
+        raise np.linalg.LinAlgError(
+            f"{what}: a product with the matrix has NaN or infinite entries. For a "
+            "curvature matrix look for NaN in parameters and data with check_finite=True."
+        )
+
+
+def start_vector(v0: Array, A: TorchLinearOperator) -> Tensor:
+    """Return a vector of shape ``(N,)`` or ``(N, 1)`` as a fresh ``(N,)`` tensor."""
+    start = as_tensor(v0, A.device)
+    if start.shape not in ((A.shape[1],), (A.shape[1], 1)):
+        raise ValueError(
+            f"v0 has to have shape (N,) with N = {A.shape[1]}, got {tuple(start.shape)}."
+        )
+    if start.dtype.is_complex and not A.torch_dtype.is_complex:
+        raise TypeError(f"v0 is complex, but A is real ({A.dtype}).")
+    start = start.detach().to(A.torch_dtype, copy=True).reshape(-1)
+    size = float(torch.linalg.vector_norm(start.abs().double()))
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError(f"v0 has to be finite and not zero, its norm is {size}.")
+    return start

@@ -1,0 +1,115 @@
+"""Lanczos' three-term recurrence, for a block of starting vectors at once.
+
+Nothing is orthogonalized, so that a step costs a product and little else. Copies of
+eigenvalues that have converged then appear among the nodes, but together they have the
+weight of one, and the quadrature is as accurate as with orthogonal vectors: Greenbaum,
+Linear Algebra Appl. 113 (1989), https://doi.org/10.1016/0024-3795(89)90285-1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from torchlinop._operator import TorchLinearOperator
+from torchlinop.estimate.arguments import require_finite
+
+
+class Quadrature(NamedTuple):
+    r"""Nodes and weights with :math:`\sum_j w_j f(\theta_j) \approx q^H f(A) q`."""
+
+    #: (K, m), ascending; where a recurrence ended early the last node is repeated
+    nodes: np.ndarray
+    #: (K, m), of which each row sums to 1
+    weights: np.ndarray
+    #: (K, m), how far an eigenvalue may be from each node
+    residuals: np.ndarray
+
+
+class Recurrence:
+    """Lanczos' recurrence from ``K`` vectors.
+
+    Parameters
+    ----------
+    A
+        Symmetric or Hermitian.
+    rows
+        Starting vectors, shape ``(K, N)``; overwritten.
+
+    Attributes
+    ----------
+    squared_norms : Tensor
+        Of the starting vectors, shape ``(K,)``.
+    eps : float
+        Rounding unit of the products.
+    """
+
+    def __init__(self, A: TorchLinearOperator, rows: Tensor) -> None:
+        self._A = A
+        self.eps = torch.finfo(rows.dtype).eps
+        self.squared_norms = _dots(rows, rows)
+        self._q = rows.mul_(self.squared_norms.rsqrt().unsqueeze(1))
+        self._previous: Tensor | None = None
+        self._beta = torch.zeros_like(self.squared_norms)
+        self._size = torch.zeros_like(self.squared_norms)
+        self._coefficients: list[tuple[Tensor, Tensor]] = []
+
+    def advance(self, steps: int, each: Callable[[int], object] | None = None) -> None:
+        """Take some steps, of one product with the block each.
+
+        ``each`` is called with the number of vectors that were multiplied.
+        """
+        for _ in range(steps):
+            q = self._q
+            w = self._A._product(q.T).T
+            alpha = _dots(q, w)
+            if self._previous is not None:
+                w = w.addcmul(self._previous, self._beta.unsqueeze(1), value=-1)
+            w = w.addcmul(q, alpha.unsqueeze(1), value=-1)
+            beta = _dots(w, w).sqrt()
+            self._size = torch.maximum(self._size, alpha.abs() + beta)
+            # what is left may be rounding: then the recurrence has found all it can
+            going = beta > 4 * self.eps * self._size
+            beta = torch.where(going, beta, 0)
+            self._previous = q
+            self._q = w.mul_(torch.where(going, 1 / beta, 0).unsqueeze(1))
+            self._beta = beta
+            self._coefficients.append((alpha, beta))
+            if each is not None:
+                each(len(q))
+        require_finite(self._coefficients[-1][0], "Lanczos' recurrence")
+
+    @property
+    def steps(self) -> int:
+        """Number of steps so far."""
+        return len(self._coefficients)
+
+    def quadrature(self) -> Quadrature:
+        """Gauss quadrature of all steps so far."""
+        alphas, betas = (
+            torch.stack(x, dim=1).to(device="cpu", dtype=torch.float64).numpy()
+            for x in zip(*self._coefficients, strict=True)
+        )
+        nodes, weights = np.empty_like(alphas), np.zeros_like(alphas)
+        residuals = np.zeros_like(alphas)
+        for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
+            ends = np.flatnonzero(beta == 0)
+            m = int(ends[0]) + 1 if len(ends) else len(alpha)
+            theta, S = eigh_tridiagonal(alpha[:m], beta[: m - 1])
+            nodes[k, :m], nodes[k, m:] = theta, theta[-1]
+            weights[k, :m] = S[0] ** 2
+            residuals[k, :m] = np.abs(S[-1]) * beta[m - 1]
+            residuals[k, m:] = residuals[k, m - 1]
+        return Quadrature(nodes, weights, residuals)
+
+
+def _dots(x: Tensor, y: Tensor) -> Tensor:
+    """Real parts of the inner products of rows, shape ``(K,)``."""
+    if len(x) == 1:
+        return torch.vdot(x[0], y[0]).real.unsqueeze(0)
+    return torch.linalg.vecdot(x, y).real
