@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--only", choices=["traces", "densities", "eigensolvers"])
     parser.add_argument("--problems", nargs="*", default=list(problems.PROBLEMS))
+    parser.add_argument("--matrices", nargs="*", default=["Hessian", "GGN"])
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -196,7 +197,7 @@ def main() -> None:
         "eigensolvers": lambda: [
             eigensolver(name, kind, arguments.rounds)
             for name in arguments.problems
-            for kind in ("Hessian", "GGN")
+            for kind in arguments.matrices
         ],
     }
     found = {

@@ -57,7 +57,7 @@ x = density.grid(2000)
 low, high = density.band(x)
 axes[0].fill_between(x, np.maximum(low, 1e-6), high, alpha=0.3)
 axes[0].semilogy(x, density.density(x))
-axes[0].set_ylim(1e-4, None)
+axes[0].set_ylim(1e-4, 3 * density.density(x).max())
 axes[0].set_xlabel("eigenvalue")
 axes[0].set_ylabel("density of eigenvalues")
 
