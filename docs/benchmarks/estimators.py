@@ -249,6 +249,9 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *found["eigensolvers"],
         "",
+        "Of short solves, ten in a row, the second half counts: right after a run of the "
+        "other library its threads still wait actively.",
+        "",
         f"torchlinop {torchlinop.__version__}, torch {torch.__version__}, NumPy "
         f"{np.__version__}, SciPy {scipy.__version__}, Python "
         f"{platform.python_version()}, {peer}; {time.strftime('%Y-%m-%d')}.",
