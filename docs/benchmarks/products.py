@@ -178,7 +178,9 @@ def main() -> None:
         functions = {"gradient": gradient}
         for label, kind in KINDS.items():
 
-            def make(kind=kind, model=model, params=params, data=data, **options):
+            def make(
+                kind=kind, model=model, loss=loss, params=params, data=data, **options
+            ):
                 return kind(model, loss, params, data, **options)
 
             A, blocks, uncached = make(), make(), make(cache=False)
@@ -186,10 +188,10 @@ def main() -> None:
                 A @ v
             for _ in range(10):
                 blocks @ V
-            functions[label] = lambda A=A: A @ v
-            functions[f"{label}, block"] = lambda A=blocks: A @ V
-            functions[f"{label}, no cache"] = lambda A=uncached: A @ v
-            functions[f"{label}, no cache, block"] = lambda A=uncached: A @ V
+            functions[label] = lambda A=A, v=v: A @ v
+            functions[f"{label}, block"] = lambda A=blocks, V=V: A @ V
+            functions[f"{label}, no cache"] = lambda A=uncached, v=v: A @ v
+            functions[f"{label}, no cache, block"] = lambda A=uncached, V=V: A @ V
             firsts[name, label] = first_product(make, v, arguments.rounds)
             peaks[name, label] = memory(make, v)
         peaks[name, "gradient"] = peak_bytes(gradient)
@@ -250,8 +252,8 @@ def main() -> None:
         *more,
         "",
         "In gradients. A first product linearizes. Peaks are bytes of tensors that live at "
-        "one time, beside model and data; those of forty other products, the recording of a "
-        "replay among them where there is one, include what is kept.",
+        "one time, beside model and data; those of forty other products (with the "
+        "recording of a replay, where there is one) include what is kept.",
         "",
         "Relative distance of the float32 Hessian product from the float64 one: "
         + ", ".join(f"{name} {error:.1e}" for name, error in errors)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -93,7 +95,8 @@ class Basis:
             result[columns] = chunk.T
         return result
 
-    def _chunks(self, S: Tensor):  # type: ignore[no-untyped-def]
+    def _chunks(self, S: Tensor) -> Iterator[tuple[Tensor, slice]]:
+        """Combinations, as rows, for some columns at a time."""
         parts = self._filled(len(S))
         for start in range(0, parts[0].shape[1], _COLUMNS):
             columns = slice(start, start + _COLUMNS)

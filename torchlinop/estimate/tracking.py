@@ -172,8 +172,9 @@ class Tracker:
             rows, images = mix @ V, mix @ W
             residuals = images - values * rows
             sizes = np.sqrt(row_dots(residuals, residuals).real)
-            gaps = np.maximum(theta[:k] - following, np.finfo(float).tiny)
-            errors = np.minimum(sizes[:k], sizes[:k] ** 2 / gaps)
+            gaps = np.maximum(theta[:k] - following, sizes[:k])
+            squares = np.divide(sizes[:k] ** 2, gaps, out=np.zeros(k), where=gaps > 0)
+            errors = np.minimum(sizes[:k], squares)
             worst = int(errors.argmax())
             rounding = torch.finfo(V.dtype).eps * np.abs(theta).max()
             small = errors[worst] <= max(goal * np.abs(theta[:k]).max(), rounding)
