@@ -52,10 +52,11 @@ class SingleUse:
         if self._forward_mode and self._check.over(batch) and not self._check.custom:
             output, tangent = self._forward(batch, v)
             return Derivative(output, tangent, partial(self.vjp, batch))
+        forward = self._forward_tangent(batch, v) if self._forward_mode is None else None
         model, output = LinearizedModel.of(self._source, batch, self._check)
         tangent = model.jvp(v)
         if self._forward_mode is None:
-            self._forward_mode = self._forward_agrees(batch, v, tangent)
+            self._forward_mode = forward is not None and _agree(forward, tangent)
         return Derivative(output, tangent, model.vjp)
 
     def vjp(self, batch: Batch, u: Tensor) -> Tensor:
@@ -81,10 +82,15 @@ class SingleUse:
             draws=source.draws,
         )
 
-    def _forward_agrees(self, batch: Batch, v: Tensor, tangent: Tensor) -> bool:
+    def _forward_tangent(self, batch: Batch, v: Tensor) -> Tensor | None:
+        """The derivative by forward mode, None for functions that have none."""
         try:
-            error = (self._forward(batch, v)[1] - tangent).norm()
-        except (RuntimeError, NotImplementedError):  # a function without forward mode
-            return False
-        # a ReLU whose argument rounds to the other side of zero is no disagreement
-        return bool(error <= torch.finfo(tangent.dtype).eps ** (1 / 3) * tangent.norm())
+            return self._forward(batch, v)[1]
+        except (RuntimeError, NotImplementedError):
+            return None
+
+
+def _agree(forward: Tensor, reverse: Tensor) -> bool:
+    # a ReLU whose argument rounds to the other side of zero is no disagreement
+    rtol = torch.finfo(reverse.dtype).eps ** (1 / 3)
+    return bool((forward - reverse).norm() <= rtol * reverse.norm())

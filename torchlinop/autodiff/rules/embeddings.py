@@ -5,17 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchlinop.autodiff.rules.functions import EXACT, Rules, is_differentiated
 
 
-def _dense_embedding(*args: Any, **kwargs: Any) -> Tensor:
-    """Never with sparse gradients, which cannot be differentiated."""
-    if kwargs.get("sparse"):
-        kwargs["sparse"] = False
-    return F.embedding(*args, **kwargs)
+def _dense_embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,  # noqa: ARG001
+) -> Tensor:
+    """Never with sparse gradients, which cannot be differentiated.
+
+    Forward mode passes over what makes the gradient another one than the derivative.
+    """
+    options = (padding_idx, max_norm, norm_type, scale_grad_by_freq, False)
+    rows = F.embedding(input, weight, *options)
+    if forward_ad._current_level < 0:
+        return rows
+    if scale_grad_by_freq:
+        raise NotImplementedError("forward AD of embedding with scale_grad_by_freq")
+    if padding_idx is not None:
+        padding = input == padding_idx % weight.shape[0]
+        rows = torch.where(padding.unsqueeze(-1), rows.detach(), rows)
+    return rows
 
 
 def _embedding_bag(
