@@ -31,12 +31,19 @@ from torchlinop.solve import (
 )
 from torchlinop.sources import EmpiricalRisk, Options
 from torchlinop.structured import (
+    BlockDiagonalLinearOperator,
     DiagonalLinearOperator,
+    EighLinearOperator,
     IdentityLinearOperator,
+    KroneckerLinearOperator,
+    LowRankPlusDiagonalLinearOperator,
+    StructuredLinearOperator,
     SubmatrixLinearOperator,
+    block,
 )
 
 __all__ = [
+    "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
@@ -44,6 +51,7 @@ __all__ = [
     "DiagonalLinearOperator",
     "EFLinearOperator",
     "EighInverseLinearOperator",
+    "EighLinearOperator",
     "EmpiricalRisk",
     "FisherMCLinearOperator",
     "GGNLinearOperator",
@@ -51,7 +59,9 @@ __all__ = [
     "IdentityLinearOperator",
     "JacobiPreconditioner",
     "JacobianLinearOperator",
+    "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
+    "LowRankPlusDiagonalLinearOperator",
     "MINRESInverseLinearOperator",
     "NegativeCurvatureError",
     "NeumannInverseLinearOperator",
@@ -60,11 +70,13 @@ __all__ = [
     "ParameterSpace",
     "Preconditioner",
     "SolveReport",
+    "StructuredLinearOperator",
     "SubmatrixLinearOperator",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "block",
     "gradient_and_loss",
     "multishift_cg",
     "neumann_scale",
