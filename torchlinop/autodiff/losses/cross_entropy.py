@@ -12,6 +12,7 @@ from torchlinop.autodiff.losses.loss_function import (
     LikelihoodLoss,
     row_dimension,
 )
+from torchlinop.autodiff.losses.roots import HessianRoot, softmax_root
 
 
 class CrossEntropy(LikelihoodLoss):
@@ -123,6 +124,16 @@ class CrossEntropy(LikelihoodLoss):
     ) -> HessianProduct:
         p, _, total, dim = self._parts(prediction, target)
         return _softmax_hessian(p, (scale * total) * p, dim)
+
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        p, _, total, dim = self._parts(prediction, target)
+        return softmax_root(p, total, dim)
+
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        _, _, total, _ = self._parts(prediction, target)
+        return total
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
