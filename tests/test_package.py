@@ -20,6 +20,7 @@ LAYERS = [
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_kept"],
     ["curvature", "solve"],
+    ["kronecker"],
     ["reference", "verify"],
     ["__init__"],
     ["compat"],
@@ -31,6 +32,7 @@ STRANGERS = [
     ("_operator", "sources"),
     ("structured", "_kept"),
     ("curvature", "solve"),
+    ("solve", "kronecker"),
 ]
 
 

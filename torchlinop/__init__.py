@@ -12,6 +12,11 @@ from torchlinop.curvature import (
     JacobianLinearOperator,
 )
 from torchlinop.curvature.gradient import gradient_and_loss
+from torchlinop.kronecker import (
+    EKFACLinearOperator,
+    GGNDiagonalLinearOperator,
+    KFACLinearOperator,
+)
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -50,15 +55,18 @@ __all__ = [
     "ConvergenceWarning",
     "DiagonalLinearOperator",
     "EFLinearOperator",
+    "EKFACLinearOperator",
     "EighInverseLinearOperator",
     "EighLinearOperator",
     "EmpiricalRisk",
     "FisherMCLinearOperator",
+    "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
     "JacobiPreconditioner",
     "JacobianLinearOperator",
+    "KFACLinearOperator",
     "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
     "LowRankPlusDiagonalLinearOperator",

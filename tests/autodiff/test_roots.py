@@ -10,10 +10,13 @@ from torchlinop.autodiff.losses import as_loss
 X = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).double()
 LABELS = torch.tensor([[0, 1], [2, -100], [1, 1], [0, 2]])
 BINARY = (X > 0.3).double()
+WEIGHT = torch.tensor([1.0, 2.0, 0.5]).double()
 
 LOSSES = {
     "cross-entropy": (
-        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1),
+        nn.CrossEntropyLoss(
+            weight=torch.tensor([1.0, 2.0, 0.5]).double(), label_smoothing=0.1
+        ),
         X,
         LABELS,
     ),
@@ -57,7 +60,7 @@ def test_general_losses():
 
 def test_what_has_no_root():
     concave = as_loss(lambda f, y: -(f**2).sum(), "sum")
-    with pytest.raises(ValueError, match="not convex in the prediction.* -2.000e"):
+    with pytest.raises(ValueError, match=r"not convex in the prediction.* -2.000e"):
         concave.hessian_root(X, BINARY, 4)
     coupled = as_loss(lambda f, y: f.sum() ** 2 + (f**2).sum(), "sum")
     with pytest.raises(ValueError, match="couples several data"):

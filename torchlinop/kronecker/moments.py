@@ -1,0 +1,178 @@
+"""Sums over the data of which Kronecker factors are made."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
+from torchlinop.kronecker.evaluation import Evaluation
+from torchlinop.kronecker.seeds import FisherType
+
+#: most bytes of inputs that are made at once
+_CHUNK = 64 << 20
+
+
+class WeightSharing(enum.StrEnum):
+    """What is done with the positions at which a sample uses the same parameters."""
+
+    #: every position is a datum of its own
+    EXPAND = "expand"
+    #: inputs are averaged over the positions, output gradients added up
+    REDUCE = "reduce"
+
+
+def sample_slices(samples: int, bytes_of_one: int) -> Iterator[slice]:
+    """Cut the samples of a batch such that what is made of them stays small."""
+    step = max(1, min(samples, _CHUNK // max(bytes_of_one, 1)))
+    for start in range(0, samples, step):
+        yield slice(start, min(start + step, samples))
+
+
+class MatrixMoments:
+    """Second moments of a matrix's inputs and output gradients, for each group.
+
+    Parameters
+    ----------
+    plan
+        Which block.
+    sharing
+        How positions are treated.
+    like
+        A tensor of the dtype and device of the factors.
+    """
+
+    def __init__(self, plan: MatrixPlan, sharing: WeightSharing, like: Tensor) -> None:
+        self._reduce = sharing is WeightSharing.REDUCE
+        #: inputs are unit vectors, whose second moment is diagonal
+        self._diagonal = plan.indexed and not self._reduce
+        size = (plan.inputs,) if self._diagonal else (plan.inputs, plan.inputs)
+        self.inputs = like.new_zeros(plan.groups, *size)
+        self.outputs = like.new_zeros(plan.groups, plan.outputs, plan.outputs)
+
+    def add_inputs(self, plan: MatrixPlan, batch: Evaluation, weights: Tensor) -> None:
+        """Add a batch's inputs: of each sample the mean over its positions, weighted."""
+        samples = len(weights)
+        entries = sum(batch.uses[i].shape.numel() for i in plan.uses)
+        positions = entries // (samples * plan.outputs * plan.groups) + 1
+        each = positions * plan.inputs * plan.groups
+        for part in sample_slices(samples, each * weights.element_size()):
+            a = plan.input_vectors(batch.uses, batch.places, part, weights)
+            if plan.indexed:
+                self._add_indices(a[0], weights[part])
+            else:
+                self._add_rows(a.to(weights.dtype), weights[part])
+
+    def _add_rows(self, a: Tensor, weights: Tensor) -> None:
+        if self._reduce:
+            a = a.mean(2, keepdim=True)
+        rows = a * (weights / a.shape[2]).sqrt().view(1, -1, 1, 1)
+        rows = rows.flatten(1, 2)
+        self.inputs.baddbmm_(rows.mT, rows)
+
+    def _add_indices(self, index: Tensor, weights: Tensor) -> None:
+        count = index.shape[1]
+        if self._diagonal:
+            shares = (weights / count).unsqueeze(1).expand(index.shape)
+            shares = (shares * (index >= 0)).reshape(-1)
+            self.inputs[0].index_add_(0, index.clamp(min=0).reshape(-1), shares)
+            return
+        means = weights.new_zeros(len(index), self.inputs.shape[-1])
+        means.scatter_add_(1, index.clamp(min=0), (index >= 0).to(means) / count)
+        self._add_rows(means.view(1, len(index), 1, -1), weights)
+
+    def add_outputs(
+        self, plan: MatrixPlan, gradients: list[Tensor], batch: Evaluation
+    ) -> None:
+        """Add output gradients at some seeds."""
+        g = plan.output_gradients(gradients, batch.uses, batch.places)
+        g = g.to(self.outputs.dtype)
+        if self._reduce:
+            g = g.sum(3)
+        rows = g.transpose(0, 1).flatten(1, -2)  # (G, all, outputs)
+        self.outputs.baddbmm_(rows.mT, rows)
+
+    def finite(self) -> Tensor:
+        """Whether all entries are finite."""
+        return self.inputs.isfinite().all() & self.outputs.isfinite().all()
+
+    def factors(self, weight: float, fisher_type: FisherType) -> tuple[Tensor, Tensor]:
+        """Return the factors ``(G, d, d)`` of inputs and of output gradients.
+
+        Parameters
+        ----------
+        weight
+            Of all data.
+        fisher_type
+            For ``"forward-only"`` the second one is the identity, ``(G, d)``.
+        """
+        inputs = self.inputs / weight
+        if fisher_type is FisherType.FORWARD_ONLY:
+            return _symmetric(inputs), torch.ones_like(self.outputs[..., 0])
+        return _symmetric(inputs), _symmetric(self.outputs)
+
+
+def _symmetric(matrices: Tensor) -> Tensor:
+    return matrices if matrices.ndim == 2 else (matrices + matrices.mT) / 2
+
+
+class VectorMoment:
+    """The exact block of scales and shifts.
+
+    Parameters
+    ----------
+    plan
+        Which block.
+    like
+        A tensor of the dtype and device of the block.
+    """
+
+    def __init__(self, plan: VectorPlan, like: Tensor) -> None:
+        self.block = like.new_zeros(plan.size, plan.size)
+
+    def add_inputs(self, plan: VectorPlan, batch: Evaluation, weights: Tensor) -> None:
+        """Add what the block is for uncorrelated output gradients."""
+        self.block += plan.input_moment(batch.uses, batch.places, weights)
+
+    def add_outputs(
+        self, plan: VectorPlan, gradients: list[Tensor], batch: Evaluation
+    ) -> None:
+        """Add outer products of the gradients of single samples at some seeds."""
+        v = plan.sample_gradients(gradients, batch.uses, batch.places)
+        rows = v.flatten(0, 1).to(self.block.dtype)
+        self.block.addmm_(rows.mT, rows)
+
+    def finite(self) -> Tensor:
+        """Whether all entries are finite."""
+        return self.block.isfinite().all()
+
+    def matrix(self, weight: float, fisher_type: FisherType) -> Tensor:
+        """Return the block."""
+        scale = weight if fisher_type is FisherType.FORWARD_ONLY else 1.0
+        return (self.block + self.block.mT) / (2 * scale)
+
+
+class UncoveredDiagonal:
+    """The exact diagonal for parameters that no rule covers, from single samples.
+
+    Parameters
+    ----------
+    indices
+        Which parameters.
+    like
+        One tensor for each of them, of the dtype and device of the diagonal.
+    """
+
+    def __init__(self, indices: list[int], like: list[Tensor]) -> None:
+        self.indices = indices
+        self.diagonals = [torch.zeros_like(x).reshape(-1) for x in like]
+
+    def add(self, batch: Evaluation) -> None:
+        """Add the squared gradients of a batch's samples at all seeds."""
+        if self.indices:
+            for gradients in batch.parameter_gradients(self.indices):
+                for total, g in zip(self.diagonals, gradients, strict=True):
+                    total += g.reshape(len(g), -1).to(total.dtype).square().sum(0)
