@@ -16,6 +16,8 @@ from torchlinop.kronecker import (
     EKFACLinearOperator,
     GGNDiagonalLinearOperator,
     KFACLinearOperator,
+    KFOCLinearOperator,
+    StoredFileError,
 )
 from torchlinop.solve import (
     CGInverseLinearOperator,
@@ -67,6 +69,7 @@ __all__ = [
     "JacobiPreconditioner",
     "JacobianLinearOperator",
     "KFACLinearOperator",
+    "KFOCLinearOperator",
     "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
     "LowRankPlusDiagonalLinearOperator",
@@ -78,6 +81,7 @@ __all__ = [
     "ParameterSpace",
     "Preconditioner",
     "SolveReport",
+    "StoredFileError",
     "StructuredLinearOperator",
     "SubmatrixLinearOperator",
     "TorchLinearOperator",

@@ -32,9 +32,20 @@ def dense_blocks(K, G):
     """The dense GGN's blocks in the order of the operator's own blocks."""
     starts = torch.tensor([0, *K.space.sizes]).cumsum(0)
     places = [torch.arange(a, b) for a, b in itertools.pairwise(starts)]
-    by_name = dict(zip(K.space.names, places, strict=True))
+    by_name = {
+        name: place.reshape(shape)
+        for name, place, shape in zip(K.space.names, places, K.space.shapes, strict=True)
+    }
     for names in K.blocks:
-        index = torch.cat([by_name[name] for name in names])
+        parts = [by_name[name] for name in names]
+        sides = len(parts) > 1 and parts[0].ndim > 1 and len(parts[0]) == len(parts[1])
+        if sides:  # a bias is one more column
+            index = torch.cat(
+                [part.flatten(1) if part.ndim > 1 else part.unsqueeze(1) for part in parts],
+                dim=1,
+            ).reshape(-1)
+        else:
+            index = torch.cat([part.reshape(-1) for part in parts])
         yield names, index, G[index][:, index]
 
 

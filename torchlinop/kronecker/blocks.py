@@ -88,11 +88,11 @@ class MatrixPlan(BlockPlan):
             else:
                 positions = torch.Size(use.positions).numel()
                 each = (
-                    positions if places[i].dim is None else positions // places[i].samples
+                    positions if places[i].axis is None else positions // places[i].samples
                 )
                 like = use.inputs(places[i], slice(0, 1))
                 a = like.new_ones(1, count, each, 1)
-            if places[i].dim is None and a.shape[1] != count:  # shared by the samples
+            if places[i].axis is None and a.shape[1] != count:  # shared by the samples
                 a = a.expand(a.shape[0], count, *a.shape[2:])
             parts.append(a)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -40,7 +40,7 @@ def damped_inverse(
         possible = ", ".join(map(repr, STRATEGIES))
         raise ValueError(f"strategy has to be one of {possible}, got {strategy!r}.")
     both = damping if isinstance(damping, tuple) else (damping, damping)
-    if len(both) != 2 or (strategy != "plain" and both[0] != both[1]):
+    if len(both) != 2 or (isinstance(damping, tuple) and strategy != "plain"):
         raise ValueError(
             f"Expected one damping, or two with strategy='plain', got {damping!r} with "
             f"strategy={strategy!r}."

@@ -14,9 +14,9 @@ from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.recording import recording
 from torchlinop.data import Batch
 from torchlinop.kronecker.capture import Capture
-from torchlinop.kronecker.places import find_places
+from torchlinop.kronecker.places import find_axes
 from torchlinop.kronecker.seeds import Seeds, SeedSource
-from torchlinop.kronecker.uses import Place
+from torchlinop.kronecker.uses import Axis, Place
 from torchlinop.sources import EmpiricalRisk
 
 #: a gradient keeps about this many times what the outputs take
@@ -59,21 +59,26 @@ class Evaluation:
         self._edges = [use.edge for use in self.uses]
         self.places: list[Place] = []
 
-    def locate(self, known: Sequence[int | None] | None) -> list[int | None]:
+    def locate(self, known: Sequence[Axis | None] | None) -> Sequence[Axis | None] | None:
         """Find the samples among the positions of all uses.
 
         Parameters
         ----------
         known
             What this has returned for another batch.
+
+        Returns
+        -------
+        list or None
+            None if nothing was learned: a single sample may be anywhere.
         """
-        dims = find_places(self.uses, self.seeds.rows, known, self._probe)
+        axes = find_axes(self.uses, self.seeds.rows, known, self._probe)
         samples = self.seeds.rows.samples
         self.places = [
-            Place(len(use.positions), dim, samples)
-            for use, dim in zip(self.uses, dims, strict=True)
+            Place(len(use.positions), axis, samples)
+            for use, axis in zip(self.uses, axes, strict=True)
         ]
-        return dims
+        return known if samples == 1 else axes
 
     def _probe(self, seed: Tensor) -> list[Tensor]:
         return self._pull_back(seed.to(self._prediction).unsqueeze(0), self._edges)
@@ -84,7 +89,7 @@ class Evaluation:
         Of shapes ``(K, *output)``; where the samples share the positions ``(K S,
         *output)``, with the gradients of each sample alone.
         """
-        shared = [place.dim is None and place.samples > 1 for place in self.places]
+        shared = [place.axis is None and place.samples > 1 for place in self.places]
         own = [edge for i, edge in enumerate(self._edges) if not shared[i]]
         others = [edge for i, edge in enumerate(self._edges) if shared[i]]
         done = 0

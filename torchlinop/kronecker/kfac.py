@@ -6,7 +6,6 @@ from typing import Any
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
-from torchlinop.kronecker.damping import damped_inverse
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
 from torchlinop.kronecker.passes import kfac_pass
 from torchlinop.kronecker.settings import Settings
@@ -128,36 +127,3 @@ class KFACLinearOperator(BlockwiseLinearOperator):
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
         result = kfac_pass(risk, self.settings)
         return result.operator(risk, [block.operator() for block in result.blocks])
-
-    def inverse(
-        self, *, damping: float = 0.0, strategy: str = "exact", min_damping: float = 0.0
-    ) -> BlockDiagonalLinearOperator:
-        r"""Return the inverse of the damped matrix as it is now.
-
-        A fixed matrix, which does not follow later changes of the parameters. All
-        dampings and strategies share one eigendecomposition for each factor.
-
-        Parameters
-        ----------
-        damping
-            :math:`\delta \ge 0`.
-        strategy
-            ``"exact"``: :math:`(B \otimes A + \delta I)^{-1}`. ``"plain"``:
-            :math:`(B + \delta I)^{-1} \otimes (A + \delta I)^{-1}`. ``"heuristic"``:
-            :math:`(B + \sqrt\delta/\pi\, I)^{-1} \otimes (A + \sqrt\delta\,\pi I)^{-1}`
-            with :math:`\pi^2` the quotient of the mean eigenvalues of the factors. Blocks
-            that are no Kronecker product are damped exactly.
-        min_damping
-            For ``"heuristic"``, the least damping of a factor.
-
-        Raises
-        ------
-        ValueError
-            A damped factor is singular (the error gives its smallest eigenvalue), or the
-            strategy is unknown.
-
-        References
-        ----------
-        Martens and Grosse (2015), section 6.3
-        """
-        return damped_inverse(self._current(), damping, strategy, min_damping)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._space import ParameterSpace
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import DataChangedError
+from torchlinop.kronecker.damping import damped_inverse
 from torchlinop.kronecker.settings import Settings
+from torchlinop.kronecker.storage import StoredFileError, load_matrix, save_matrix
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import BlockDiagonalLinearOperator, StructuredLinearOperator
 
@@ -83,7 +89,85 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         forgotten = {} if self._risk is None else {"_known": None}
         return {**vars(self), **forgotten}
 
+    # ------------------------------------------------------------------------ files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the matrix as it is now to a file, by safetensors (no pickle).
+
+        Factors, decompositions as far as they are known, names and shapes of the
+        parameters, settings, versions.
+
+        Parameters
+        ----------
+        path
+            File to write.
+
+        Raises
+        ------
+        ImportError
+            safetensors is not installed.
+        """
+        facts = {
+            "operator": type(self).__name__,
+            "settings": dataclasses.asdict(self.settings),
+            "names": list(self.space.names),
+            "shapes": [list(shape) for shape in self.space.shapes],
+            "dtype": str(self.space.parameter_dtype).removeprefix("torch."),
+            "versions": {"torch": torch.__version__},
+        }
+        save_matrix(path, self._current(), facts)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Return the operator that :meth:`save` wrote: a fixed matrix, without its model.
+
+        Parameters
+        ----------
+        path
+            File to read.
+        params
+            The model's parameters by name, to be compared with those in the file.
+        device
+            Where the operator is to be.
+
+        Raises
+        ------
+        StoredFileError
+            The file is truncated or was not written by :meth:`save`, holds another kind of
+            operator, or does not fit ``params`` (the error says what differs).
+        ImportError
+            safetensors is not installed.
+        """
+        device = torch.device(device)
+        matrix, facts = load_matrix(path, device)
+        if facts["operator"] != cls.__name__:
+            raise StoredFileError(
+                f"{os.fspath(path)} holds a {facts['operator']}; use its load."
+            )
+        shapes = dict(zip(facts["names"], map(tuple, facts["shapes"]), strict=True))
+        if params is not None:
+            _require_same(path, shapes, {n: tuple(p.shape) for n, p in params.items()})
+        dtype = getattr(torch, facts["dtype"])
+        space = ParameterSpace(
+            {n: torch.empty(s, dtype=dtype, device=device) for n, s in shapes.items()}
+        )
+        operator = cls.__new__(cls)
+        operator._start(None, space, Settings.of_values(facts["settings"]))
+        operator._known = (0, matrix)
+        return operator
+
     # ------------------------------------------------------------------- the matrix
+
+    @property
+    def matrix(self) -> BlockDiagonalLinearOperator:
+        """The matrix as it is now: it does not follow later changes."""
+        return self._current()
 
     @property
     def blocks(self) -> dict[tuple[str, ...], TorchLinearOperator]:
@@ -118,10 +202,54 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         """Return a power of the matrix as it is now."""
         return self._current().power(exponent)
 
-    def inverse(self, *, damping: float = 0.0) -> BlockDiagonalLinearOperator:
-        r"""Return :math:`(A + \delta I)^{-1}` of the matrix as it is now.
+    def inverse(
+        self, *, damping: float = 0.0, strategy: str = "exact", min_damping: float = 0.0
+    ) -> BlockDiagonalLinearOperator:
+        r"""Return the inverse of the damped matrix as it is now.
 
         A fixed matrix, which does not follow later changes of the parameters. All
-        dampings share one eigendecomposition for each factor.
+        dampings and strategies share one eigendecomposition for each factor.
+
+        Parameters
+        ----------
+        damping
+            :math:`\delta \ge 0`.
+        strategy
+            ``"exact"``: :math:`(B \otimes A + \delta I)^{-1}`. ``"plain"``:
+            :math:`(B + \delta I)^{-1} \otimes (A + \delta I)^{-1}`. ``"heuristic"``:
+            :math:`(B + \sqrt\delta/\pi\, I)^{-1} \otimes (A + \sqrt\delta\,\pi I)^{-1}`
+            with :math:`\pi^2` the quotient of the mean eigenvalues of the factors. Blocks
+            that are no Kronecker product are damped exactly.
+        min_damping
+            For ``"heuristic"``, the least damping of a factor.
+
+        Raises
+        ------
+        ValueError
+            A damped factor is singular (the error gives its smallest eigenvalue), or the
+            strategy is unknown.
+
+        References
+        ----------
+        Martens and Grosse (2015), section 6.3
         """
-        return self._current().inverse(damping=damping)
+        return damped_inverse(self._current(), damping, strategy, min_damping)
+
+
+def _require_same(
+    path: Any, stored: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]
+) -> None:
+    """Refuse a file of other parameters."""
+    differences = [f"{n} is missing in the file" for n in given if n not in stored]
+    differences += [f"{n} is in the file only" for n in stored if n not in given]
+    differences += [
+        f"{n} has shape {given[n]}, in the file {shape}"
+        for n, shape in stored.items()
+        if n in given and given[n] != shape
+    ]
+    if not differences and list(given) != list(stored):
+        differences = [f"the order is {list(given)}, in the file {list(stored)}"]
+    if differences:
+        raise StoredFileError(
+            f"{os.fspath(path)} does not fit these parameters: {'; '.join(differences)}."
+        )

@@ -55,7 +55,7 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
     if settings.fisher_type is FisherType.MC:
         risk.batches.require_order()
     source = SeedSource(risk, settings.fisher_type, settings.mc_samples, settings.seed)
-    state, dims, groups = BlockState(), None, None
+    state, axes, groups = BlockState(), None, None
     for batch in risk.batches:
         evaluation = Evaluation(risk, batch, source, state)
         plan = plan_blocks(
@@ -71,7 +71,7 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
                 f"{[g.names for g in groups]}. One matrix needs one structure."
             )
         groups = own
-        dims = evaluation.locate(dims)
+        axes = evaluation.locate(axes)
         look = Look(batch.position, evaluation, plan.blocks, sorted(plan.uncovered))
         del evaluation, batch  # not kept while the next batch is evaluated
         yield look

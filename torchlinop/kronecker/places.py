@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from torchlinop.kronecker.seeds import Rows
-from torchlinop.kronecker.uses import Use
+from torchlinop.kronecker.uses import Axis, Place, Use
 
 
-def find_places(
+def find_axes(
     uses: Sequence[Use],
     rows: Rows,
-    known: Sequence[int | None] | None,
+    known: Sequence[Axis | None] | None,
     pull_back: Callable[[Tensor], list[Tensor]],
-) -> list[int | None]:
+) -> list[Axis | None]:
     """Return for every use which dimension of its positions counts the samples.
 
     None where there is no such dimension: all samples share the positions.
@@ -40,12 +40,12 @@ def find_places(
     samples = rows.samples
     if samples == 1:
         return [None] * len(uses)
-    candidates = [_divisible(use, samples) for use in uses]
+    candidates = [_candidates(use, samples) for use in uses]
     if known is not None and len(known) == len(uses):
-        pairs = zip(known, candidates, strict=True)
-        if all(dim is None or dim in dims for dim, dims in pairs):
+        pairs = list(zip(known, candidates, strict=True))
+        if all(axis is None or any(axis.dim == a.dim for a in own) for axis, own in pairs):
             return list(known)
-    ambiguous = any(len(dims) > 1 for dims in candidates)
+    ambiguous = any(len(own) > 1 for own in candidates)
     generator = torch.Generator("cpu").manual_seed(0)
     for n in (samples // 2, 0, samples - 1) if ambiguous else (samples // 2,):
         random = torch.rand(
@@ -55,19 +55,18 @@ def find_places(
         for i, use in enumerate(uses):
             moved = use.positions_first(gradients[i])[0]
             candidates[i] = [
-                dim for dim in candidates[i] if _only_of(moved, dim, n, samples)
+                axis
+                for axis in candidates[i]
+                if Place(len(use.positions), axis, samples).only_of(moved, n)
             ]
-    return [dims[0] if dims else None for dims in candidates]
+    return [own[0] if own else None for own in candidates]
 
 
-def _divisible(use: Use, samples: int) -> list[int]:
-    sizes = enumerate(use.positions)
-    return [dim for dim, size in sizes if size and size % samples == 0]
-
-
-def _only_of(gradient: Tensor, dim: int, n: int, samples: int) -> bool:
-    """Whether a gradient is zero but for the positions of one sample along ``dim``."""
-    each = gradient.shape[dim] // samples
-    before = gradient.narrow(dim, 0, n * each)
-    after = gradient.narrow(dim, (n + 1) * each, (samples - n - 1) * each)
-    return not bool(before.any() | after.any())
+def _candidates(use: Use, samples: int) -> list[Axis]:
+    axes = []
+    for dim, size in enumerate(use.positions):
+        if size and size % samples == 0:
+            axes.append(Axis(dim, inner=False))
+            if size > samples:
+                axes.append(Axis(dim, inner=True))
+    return axes

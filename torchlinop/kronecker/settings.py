@@ -95,6 +95,18 @@ class Settings:
             _choice("uncovered", uncovered, Uncovered),
         )
 
+    @classmethod
+    def of_values(cls, values: dict[str, Any]) -> Settings:
+        """Make settings of their plain values, as they are in a file."""
+        return cls(
+            FisherType(values["fisher_type"]),
+            values["mc_samples"],
+            values["seed"],
+            WeightSharing(values["weight_sharing"]),
+            values["joint_bias"],
+            Uncovered(values["uncovered"]),
+        )
+
 
 def _choice(name: str, value: Any, kind: type[Choice]) -> Choice:
     try:

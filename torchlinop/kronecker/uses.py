@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,24 @@ class Use(ABC):
     def output_gradients(self, gradient: Tensor, place: Place) -> Tensor:
         """Return output gradients ``(K, G, S, T, d)`` of one of the output's shape."""
         rows = place.rows(self.positions_first(gradient), 1)  # (K, S, T, d)
-        if place.dim is None:  # one sample after the other
+        if place.axis is None:  # one sample after the other
             rows = rows.reshape(-1, place.samples, *rows.shape[2:])
         return rows.unflatten(-1, (self.groups, -1)).permute(0, 3, 1, 2, 4)
+
+
+class Axis(NamedTuple):
+    """The dimension of positions that counts the samples.
+
+    Attributes
+    ----------
+    dim : int
+    inner : bool
+        If the dimension counts more than the samples: whether they are what changes first
+        along it (tokens times samples), not last (samples times tokens).
+    """
+
+    dim: int
+    inner: bool
 
 
 @dataclass(frozen=True)
@@ -76,15 +91,14 @@ class Place:
     ----------
     dims : int
         How many dimensions of positions there are.
-    dim : int or None
-        The one that counts the samples (and, within a sample, positions); None where all
-        samples share the positions.
+    axis : Axis or None
+        None where all samples share the positions.
     samples : int
         Number of samples.
     """
 
     dims: int
-    dim: int | None
+    axis: Axis | None
     samples: int
 
     def rows(self, x: Tensor, start: int) -> Tensor:
@@ -99,26 +113,43 @@ class Place:
         start
             0 or 1.
         """
-        samples = 1
-        if self.dim is not None:
-            x = x.movedim(start + self.dim, start)
-            samples = self.samples
         lead, positions = x.shape[:start], x.shape[start : start + self.dims]
-        rest = x.shape[start + self.dims :]
-        count, width = positions.numel(), rest.numel()
+        count, width = positions.numel(), x.shape[start + self.dims :].numel()
+        samples = 1
+        if self.axis is not None:
+            samples = self.samples
+            x = self._split(x, start).movedim(start + self.axis.dim, start)
         return x.reshape(*lead, samples, count // samples, width)
 
     def narrow(self, x: Tensor, samples: slice) -> Tensor:
         """Return the part of ``(*positions, ...)`` that belongs to some samples."""
-        if self.dim is None:
+        if self.axis is None:
             return x
-        each = x.shape[self.dim] // self.samples
-        count = samples.stop - samples.start
-        return x.narrow(self.dim, samples.start * each, count * each)
+        dim, count = self.axis.dim, samples.stop - samples.start
+        x = self._split(x, 0).narrow(dim, samples.start, count)
+        if self.axis.inner:
+            x = x.transpose(dim, dim + 1)
+        return x.flatten(dim, dim + 1)
 
     def of(self, samples: slice) -> Place:
         """Return the place of some of the samples."""
-        return Place(self.dims, self.dim, samples.stop - samples.start)
+        return Place(self.dims, self.axis, samples.stop - samples.start)
+
+    def only_of(self, x: Tensor, n: int) -> bool:
+        """Whether ``(*positions, ...)`` is zero but for the positions of one sample."""
+        assert self.axis is not None
+        x = self._split(x, 0)
+        before = x.narrow(self.axis.dim, 0, n)
+        after = x.narrow(self.axis.dim, n + 1, self.samples - n - 1)
+        return not bool(before.any() | after.any())
+
+    def _split(self, x: Tensor, start: int) -> Tensor:
+        """Split the dimension of the samples: they first, then what else it counts."""
+        assert self.axis is not None
+        dim = start + self.axis.dim
+        if self.axis.inner:
+            return x.unflatten(dim, (-1, self.samples)).transpose(dim, dim + 1)
+        return x.unflatten(dim, (self.samples, -1))
 
 
 class MatrixUse(Use):
@@ -259,12 +290,13 @@ class ConvolutionUse(MatrixUse):
         return gradient.movedim(2 if self._batched else 1, -1)
 
     def inputs(self, place: Place, samples: slice) -> Tensor:
-        x = place.narrow(self._x, samples) if place.dim == 0 else self._x
+        in_space = place.axis is not None and (place.axis.dim > 0 or not self._batched)
+        x = self._x if in_space else place.narrow(self._x, samples)
         patches = self._patches(x if self._batched else x.unsqueeze(0))
         if not self._batched:
             patches = patches.squeeze(0)
         part = place.of(samples)
-        if place.dim not in (0, None):  # samples lie in space
+        if in_space:
             patches = place.narrow(patches, samples)
         rows = part.rows(patches, 0)  # (S, T, G d)
         return rows.unflatten(-1, (self.groups, -1)).permute(2, 0, 1, 3)

@@ -4,6 +4,7 @@ from torchlinop.structured.base import StructuredLinearOperator
 from torchlinop.structured.block_diagonal import BlockDiagonalLinearOperator, Layout
 from torchlinop.structured.diagonal import DiagonalLinearOperator
 from torchlinop.structured.eigh import EighLinearOperator
+from torchlinop.structured.factored import FactoredMatrix
 from torchlinop.structured.identity import IdentityLinearOperator
 from torchlinop.structured.kronecker import KroneckerLinearOperator
 from torchlinop.structured.low_rank import LowRankPlusDiagonalLinearOperator
@@ -15,6 +16,7 @@ __all__ = [
     "BlockDiagonalLinearOperator",
     "DiagonalLinearOperator",
     "EighLinearOperator",
+    "FactoredMatrix",
     "IdentityLinearOperator",
     "KroneckerLinearOperator",
     "Layout",

@@ -123,6 +123,10 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
             ]
         return self._spectra
 
+    def known_spectra(self) -> list[Spectrum] | None:
+        """Return the decompositions if they have been computed."""
+        return self._spectra
+
     def eigenvalues(self) -> Tensor:
         """Return all eigenvalues, in no order, shape ``(n,)``."""
         return _outer([spectrum.values for spectrum in self.spectra()])
@@ -198,6 +202,11 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
     def of_spectra(cls, spectra: Sequence[Spectrum]) -> Self:
         """Return the product of symmetric factors whose decompositions are known."""
         return cls._made([spectrum.matrix() for spectrum in spectra], list(spectra))
+
+    @classmethod
+    def of_factors(cls, factors: Sequence[Tensor], spectra: list[Spectrum] | None) -> Self:
+        """Return the product of factors whose decompositions may be known."""
+        return cls._made(list(factors), spectra)
 
     def _require_square(self) -> None:
         for factor in self.factors:
