@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchlinop._space import ParameterSpace
 from torchlinop.kronecker.layout import Group
-from torchlinop.kronecker.uses import EmbeddingUse, MatrixUse, Place, Use, VectorUse
+from torchlinop.kronecker.places import Place
+from torchlinop.kronecker.uses import EmbeddingUse, MatrixUse, Use, VectorUse
 
 
 @dataclass(frozen=True)

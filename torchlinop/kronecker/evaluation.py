@@ -14,9 +14,9 @@ from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.recording import recording
 from torchlinop.data import Batch
 from torchlinop.kronecker.capture import Capture
-from torchlinop.kronecker.places import find_axes
+from torchlinop.kronecker.places import Axis, Place
+from torchlinop.kronecker.samples import find_axes
 from torchlinop.kronecker.seeds import Seeds, SeedSource
-from torchlinop.kronecker.uses import Axis, Place
 from torchlinop.sources import EmpiricalRisk
 
 #: a gradient keeps about this many times what the outputs take

@@ -53,7 +53,7 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 1))]
     >>> D = GGNDiagonalLinearOperator(model, torch.nn.MSELoss(), model.parameters(), data)
-    >>> D.diagonal()
+    >>> D.diagonal().round()
     tensor([10., 20.])
     """
 

@@ -13,7 +13,9 @@ from torchlinop.kronecker.evaluation import Evaluation
 from torchlinop.kronecker.seeds import FisherType
 
 #: most bytes of inputs that are made at once
-_CHUNK = 64 << 20
+_CHUNK = 8 << 20
+#: larger Gram matrices are computed in four parts, of which one follows from another
+_SPLIT = 256
 
 
 class WeightSharing(enum.StrEnum):
@@ -69,9 +71,14 @@ class MatrixMoments:
     def _add_rows(self, a: Tensor, weights: Tensor) -> None:
         if self._reduce:
             a = a.mean(2, keepdim=True)
-        rows = a * (weights / a.shape[2]).sqrt().view(1, -1, 1, 1)
-        rows = rows.flatten(1, 2)
-        self.inputs.baddbmm_(rows.mT, rows)
+        shares = weights / a.shape[2]
+        scale = 1.0
+        if bool((shares == shares[0]).all()):
+            scale = shares[0].item()
+        else:
+            a = a * shares.sqrt().view(1, -1, 1, 1)
+        rows = a.flatten(1, 2)
+        _add_gram(self.inputs, rows, scale)
 
     def _add_indices(self, index: Tensor, weights: Tensor) -> None:
         count = index.shape[1]
@@ -92,12 +99,16 @@ class MatrixMoments:
         g = g.to(self.outputs.dtype)
         if self._reduce:
             g = g.sum(3)
+        elif g.stride(-1) != 1 and g.shape[3] >= g.shape[4]:  # channels before positions
+            self.outputs += (g.mT @ g).sum((0, 2))
+            return
         rows = g.transpose(0, 1).flatten(1, -2)  # (G, all, outputs)
-        self.outputs.baddbmm_(rows.mT, rows)
+        _add_gram(self.outputs, rows)
 
     def finite(self) -> Tensor:
-        """Whether all entries are finite."""
-        return self.inputs.isfinite().all() & self.outputs.isfinite().all()
+        """Whether all entries are finite: sums of squares show it on the diagonal."""
+        inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
+        return inputs.isfinite().all() & _diagonals(self.outputs).isfinite().all()
 
     def factors(self, weight: float, fisher_type: FisherType) -> tuple[Tensor, Tensor]:
         """Return the factors ``(G, d, d)`` of inputs and of output gradients.
@@ -109,14 +120,34 @@ class MatrixMoments:
         fisher_type
             For ``"forward-only"`` the second one is the identity, ``(G, d)``.
         """
-        inputs = self.inputs / weight
+        inputs = self.inputs / weight if self._diagonal else _symmetric(self.inputs, weight)
         if fisher_type is FisherType.FORWARD_ONLY:
-            return _symmetric(inputs), torch.ones_like(self.outputs[..., 0])
-        return _symmetric(inputs), _symmetric(self.outputs)
+            return inputs, torch.ones_like(self.outputs[..., 0])
+        return inputs, _symmetric(self.outputs, 1.0)
 
 
-def _symmetric(matrices: Tensor) -> Tensor:
-    return matrices if matrices.ndim == 2 else (matrices + matrices.mT) / 2
+def _diagonals(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)
+
+
+def _add_gram(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
+    """Add ``scale * rows^T rows`` to the upper triangle of ``(G, d, d)``."""
+    d = rows.shape[-1]
+    if d < _SPLIT:
+        total.baddbmm_(rows.mT, rows, alpha=scale)
+        return
+    left, right = rows[..., : d // 2], rows[..., d // 2 :]
+    _add_gram(total[:, : d // 2, : d // 2], left, scale)
+    _add_gram(total[:, d // 2 :, d // 2 :], right, scale)
+    total[:, : d // 2, d // 2 :].baddbmm_(left.mT, right, alpha=scale)
+
+
+def _symmetric(triangles: Tensor, weight: float) -> Tensor:
+    """Make symmetric matrices of upper triangles, divided by a weight."""
+    upper = triangles.triu(1)
+    upper += upper.mT.clone()
+    upper.diagonal(dim1=-2, dim2=-1).copy_(_diagonals(triangles))
+    return upper.div_(weight)
 
 
 class VectorMoment:
@@ -143,16 +174,16 @@ class VectorMoment:
         """Add outer products of the gradients of single samples at some seeds."""
         v = plan.sample_gradients(gradients, batch.uses, batch.places)
         rows = v.flatten(0, 1).to(self.block.dtype)
-        self.block.addmm_(rows.mT, rows)
+        _add_gram(self.block.unsqueeze(0), rows.unsqueeze(0))
 
     def finite(self) -> Tensor:
-        """Whether all entries are finite."""
-        return self.block.isfinite().all()
+        """Whether all entries are finite: sums of squares show it on the diagonal."""
+        return self.block.diagonal().isfinite().all()
 
     def matrix(self, weight: float, fisher_type: FisherType) -> Tensor:
         """Return the block."""
         scale = weight if fisher_type is FisherType.FORWARD_ONLY else 1.0
-        return (self.block + self.block.mT) / (2 * scale)
+        return _symmetric(self.block, scale)
 
 
 class UncoveredDiagonal:

@@ -1,72 +1,92 @@
-"""Finding the dimension that counts the samples, by pulling back one sample alone.
-
-A model may put the samples anywhere: first, second (sequences first), merged with tokens.
-If only one sample's prediction has a gradient, so have only its positions.
-"""
+"""Where the samples are among the positions at which a parameter is used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from torchlinop.kronecker.seeds import Rows
-from torchlinop.kronecker.uses import Axis, Place, Use
 
+class Axis(NamedTuple):
+    """The dimension of positions that counts the samples.
 
-def find_axes(
-    uses: Sequence[Use],
-    rows: Rows,
-    known: Sequence[Axis | None] | None,
-    pull_back: Callable[[Tensor], list[Tensor]],
-) -> list[Axis | None]:
-    """Return for every use which dimension of its positions counts the samples.
-
-    None where there is no such dimension: all samples share the positions.
-
-    Parameters
+    Attributes
     ----------
-    uses
-        In a forward pass.
-    rows
-        Where the samples are in a prediction.
-    known
-        What was found for another batch, for uses of the same kinds.
-    pull_back
-        Gradients ``(1, *output)`` in the outputs of all uses of a vector that is shaped
-        like the prediction.
+    dim : int
+    inner : bool
+        If the dimension counts more than the samples: whether they are what changes first
+        along it (tokens times samples), not last (samples times tokens).
     """
-    samples = rows.samples
-    if samples == 1:
-        return [None] * len(uses)
-    candidates = [_candidates(use, samples) for use in uses]
-    if known is not None and len(known) == len(uses):
-        pairs = list(zip(known, candidates, strict=True))
-        if all(axis is None or any(axis.dim == a.dim for a in own) for axis, own in pairs):
-            return list(known)
-    ambiguous = any(len(own) > 1 for own in candidates)
-    generator = torch.Generator("cpu").manual_seed(0)
-    for n in (samples // 2, 0, samples - 1) if ambiguous else (samples // 2,):
-        random = torch.rand(
-            rows.shape, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        gradients = pull_back(rows.of_sample(1 + random.unsqueeze(0), n).squeeze(0))
-        for i, use in enumerate(uses):
-            moved = use.positions_first(gradients[i])[0]
-            candidates[i] = [
-                axis
-                for axis in candidates[i]
-                if Place(len(use.positions), axis, samples).only_of(moved, n)
-            ]
-    return [own[0] if own else None for own in candidates]
+
+    dim: int
+    inner: bool
 
 
-def _candidates(use: Use, samples: int) -> list[Axis]:
-    axes = []
-    for dim, size in enumerate(use.positions):
-        if size and size % samples == 0:
-            axes.append(Axis(dim, inner=False))
-            if size > samples:
-                axes.append(Axis(dim, inner=True))
-    return axes
+@dataclass(frozen=True)
+class Place:
+    """Where the samples are among the positions of a use.
+
+    Attributes
+    ----------
+    dims : int
+        How many dimensions of positions there are.
+    axis : Axis or None
+        None where all samples share the positions.
+    samples : int
+        Number of samples.
+    """
+
+    dims: int
+    axis: Axis | None
+    samples: int
+
+    def rows(self, x: Tensor, start: int) -> Tensor:
+        """Arrange ``(..., *positions, *rest)`` as ``(..., S, T, d)``.
+
+        ``S`` is 1 where all samples share the positions.
+
+        Parameters
+        ----------
+        x
+            Its positions begin at dimension ``start``.
+        start
+            0 or 1.
+        """
+        lead, positions = x.shape[:start], x.shape[start : start + self.dims]
+        count, width = positions.numel(), x.shape[start + self.dims :].numel()
+        samples = 1
+        if self.axis is not None:
+            samples = self.samples
+            x = self._split(x, start).movedim(start + self.axis.dim, start)
+        return x.reshape(*lead, samples, count // samples, width)
+
+    def narrow(self, x: Tensor, samples: slice) -> Tensor:
+        """Return the part of ``(*positions, ...)`` that belongs to some samples."""
+        if self.axis is None:
+            return x
+        dim, count = self.axis.dim, samples.stop - samples.start
+        x = self._split(x, 0).narrow(dim, samples.start, count)
+        if self.axis.inner:
+            x = x.transpose(dim, dim + 1)
+        return x.flatten(dim, dim + 1)
+
+    def of(self, samples: slice) -> Place:
+        """Return the place of some of the samples."""
+        return Place(self.dims, self.axis, samples.stop - samples.start)
+
+    def only_of(self, x: Tensor, n: int) -> bool:
+        """Whether ``(*positions, ...)`` is zero but for the positions of one sample."""
+        assert self.axis is not None
+        x = self._split(x, 0)
+        before = x.narrow(self.axis.dim, 0, n)
+        after = x.narrow(self.axis.dim, n + 1, self.samples - n - 1)
+        return not bool(before.any() | after.any())
+
+    def _split(self, x: Tensor, start: int) -> Tensor:
+        """Split the dimension of the samples: they first, then what else it counts."""
+        assert self.axis is not None
+        dim = start + self.axis.dim
+        if self.axis.inner:
+            return x.unflatten(dim, (-1, self.samples)).transpose(dim, dim + 1)
+        return x.unflatten(dim, (self.samples, -1))

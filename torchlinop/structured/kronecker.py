@@ -71,6 +71,8 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
         FactoredMatrix.__init__(self, factors)
         self._spectra = spectra
         self._vectors: FactoredMatrix | None = None
+        if spectra is not None:
+            self._is_symmetric = True
 
     @classmethod
     def _made(cls, factors: list[Tensor], spectra: list[Spectrum] | None = None) -> Self:
