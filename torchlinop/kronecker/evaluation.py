@@ -16,7 +16,7 @@ from torchlinop.data import Batch
 from torchlinop.kronecker.capture import Capture
 from torchlinop.kronecker.places import Axis, Place
 from torchlinop.kronecker.samples import find_axes
-from torchlinop.kronecker.seeds import Seeds, SeedSource
+from torchlinop.kronecker.seeds import Seeds, SeedSource, random_seed
 from torchlinop.sources import EmpiricalRisk
 
 #: a gradient keeps about this many times what the outputs take
@@ -80,8 +80,10 @@ class Evaluation:
         ]
         return known if samples == 1 else axes
 
-    def _probe(self, seed: Tensor) -> list[Tensor]:
-        return self._pull_back(seed.to(self._prediction).unsqueeze(0), self._edges)
+    def _probe(self, n: int, generator: torch.Generator) -> list[Tensor]:
+        like = self._prediction.detach()
+        seed = random_seed(self.seeds.rows, n, like, generator)
+        return self._pull_back(seed, self._edges)
 
     def gradients(self) -> Iterator[list[Tensor]]:
         """Yield gradients in the outputs of all uses, a few seeds at a time.

@@ -20,7 +20,7 @@ def find_axes(
     uses: Sequence[Use],
     rows: Rows,
     known: Sequence[Axis | None] | None,
-    pull_back: Callable[[Tensor], list[Tensor]],
+    pull_back: Callable[[int, torch.Generator], list[Tensor]],
 ) -> list[Axis | None]:
     """Return for every use which dimension of its positions counts the samples.
 
@@ -35,8 +35,8 @@ def find_axes(
     known
         What was found for another batch, for uses of the same kinds.
     pull_back
-        Gradients ``(1, *output)`` in the outputs of all uses of a vector that is shaped
-        like the prediction.
+        Gradients ``(1, *output)`` in the outputs of all uses of random numbers in the
+        prediction of one sample.
     """
     samples = rows.samples
     if samples == 1:
@@ -48,10 +48,7 @@ def find_axes(
             return list(known)
     generator = torch.Generator("cpu").manual_seed(0)
     for n in (samples // 2, 0, samples - 1):
-        random = torch.rand(
-            rows.shape, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        gradients = pull_back(rows.of_sample(1 + random.unsqueeze(0), n).squeeze(0))
+        gradients = pull_back(n, generator)
         for i, use in enumerate(uses):
             moved = use.positions_first(gradients[i])[0]
             candidates[i] = [

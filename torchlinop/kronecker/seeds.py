@@ -72,6 +72,14 @@ class Rows:
         return self.join(only)
 
 
+def random_seed(rows: Rows, n: int, like: Tensor, generator: Generator) -> Tensor:
+    """Return one seed ``(1, *shape)`` of positive random numbers for one sample."""
+    seed = rows.split(torch.zeros_like(like).unsqueeze(0))
+    random = torch.rand(seed.shape[2:], generator=generator, device="cpu")
+    seed[:, n] = (1 + random).to(like)
+    return rows.join(seed)
+
+
 def rows_of(risk: EmpiricalRisk, prediction: Tensor, batch: Batch) -> Rows:
     """Find the samples in a prediction.
 

@@ -14,6 +14,9 @@ from torchlinop.autodiff.losses.loss_function import (
 )
 from torchlinop.autodiff.losses.roots import HessianRoot, softmax_root
 
+#: cumulated probabilities that are held at once
+_CUMULATED = 1 << 21
+
 
 class CrossEntropy(LikelihoodLoss):
     r"""Softmax cross-entropy with everything :class:`torch.nn.CrossEntropyLoss` offers.
@@ -128,29 +131,62 @@ class CrossEntropy(LikelihoodLoss):
     def hessian_root(
         self, prediction: Tensor, target: Tensor, batch_size: int
     ) -> HessianRoot:
-        p, _, total, dim = self._parts(prediction, target)
+        p, total, dim = self._probabilities(prediction, target)
         return softmax_root(p, total, dim)
 
     def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
-        _, _, total, _ = self._parts(prediction, target)
-        return total
+        dim = 0 if prediction.ndim == 1 else 1
+        self._check_target(prediction, target, dim)
+        if target.is_floating_point():
+            mass = self._target_mass(prediction, target)
+            return mass.sum(dim, keepdim=True)
+        classes = prediction.shape[dim]
+        weight = prediction.new_ones(classes)
+        if self.weight is not None:
+            weight = self.weight.to(prediction)
+        kept = (target != self.ignore_index).unsqueeze(dim)
+        own = weight[target.long().unsqueeze(dim).where(kept, 0)]
+        smoothing = self.label_smoothing
+        return kept * ((1 - smoothing) * own + smoothing * weight.mean())
+
+    def _probabilities(
+        self, prediction: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor, int]:
+        """Return probabilities and row weights, with little memory besides."""
+        dim = -1 if prediction.ndim == 1 else 1 - prediction.ndim
+        p = torch.softmax(prediction.detach(), dim)
+        return p, self.row_weights(prediction.detach(), target), dim
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
     ) -> Tensor:
-        p, _, total, dim = self._parts(prediction, target)
+        p, total, dim = self._probabilities(prediction, target)
         rows = p.movedim(dim, -1)  # (*rows, classes)
         shape = (*rows.shape[:-1], mc_samples)
         u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
             p.device
         )
-        cumulative = rows.double().cumsum(-1)
-        u = u * cumulative[..., -1:]
-        label = torch.searchsorted(cumulative, u, right=True)
-        label = label.clamp_(max=rows.shape[-1] - 1).movedim(-1, 0)  # (M, *rows)
-        onehot = torch.zeros_like(p).expand(mc_samples, *p.shape).clone()
-        onehot.scatter_(dim, label.unsqueeze(dim), 1.0)
-        return (p - onehot) * total.sqrt()
+        label = (
+            _drawn(rows.flatten(0, -2), u.flatten(0, -2))
+            if rows.ndim > 1
+            else (_drawn(rows.unsqueeze(0), u.unsqueeze(0)).squeeze(0))
+        )
+        label = label.reshape(shape).movedim(-1, 0).unsqueeze(dim)  # (M, *rows, 1)
+        root = total.sqrt()
+        samples = (p * root).expand(mc_samples, *p.shape)
+        samples = samples.clone() if mc_samples > 1 else samples
+        return samples.scatter_add_(dim, label, -root.expand(label.shape))
+
+
+def _drawn(rows: Tensor, u: Tensor) -> Tensor:
+    """Labels ``(R, M)`` for uniform numbers, by the cumulated probabilities ``(R, C)``."""
+    step = max(1, _CUMULATED // max(1, rows.shape[1]))
+    labels = []
+    for part, own in zip(rows.split(step), u.split(step), strict=True):
+        cumulative = part.double().cumsum(-1)
+        label = torch.searchsorted(cumulative, own * cumulative[:, -1:], right=True)
+        labels.append(label.clamp_(max=rows.shape[1] - 1))
+    return torch.cat(labels)
 
 
 def _softmax_hessian(p: Tensor, weighted_p: Tensor, dim: int) -> HessianProduct:
