@@ -144,10 +144,8 @@ def _add_gram(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
 
 def _symmetric(triangles: Tensor, weight: float) -> Tensor:
     """Make symmetric matrices of upper triangles, divided by a weight."""
-    upper = triangles.triu(1)
-    upper += upper.mT.clone()
-    upper.diagonal(dim1=-2, dim2=-1).copy_(_diagonals(triangles))
-    return upper.div_(weight)
+    whole = triangles.triu().add_(triangles.triu(1).mT)
+    return whole if weight == 1 else whole.div_(weight)
 
 
 class VectorMoment:

@@ -75,8 +75,12 @@ class Rows:
 def random_seed(rows: Rows, n: int, like: Tensor, generator: Generator) -> Tensor:
     """Return one seed ``(1, *shape)`` of positive random numbers for one sample."""
     seed = rows.split(torch.zeros_like(like).unsqueeze(0))
-    random = torch.rand(seed.shape[2:], generator=generator, device="cpu")
-    seed[:, n] = (1 + random).to(like)
+    terms, classes = (
+        (1 + torch.rand(size, generator=generator, device="cpu")).to(like)
+        for size in seed.shape[2:]
+    )
+    seed[:, n] = classes
+    seed[:, n].mul_(terms.unsqueeze(1))
     return rows.join(seed)
 
 
