@@ -16,7 +16,7 @@ from torchlinop.data import Batch
 from torchlinop.kronecker.capture import Capture
 from torchlinop.kronecker.places import Axis, Place
 from torchlinop.kronecker.samples import find_axes
-from torchlinop.kronecker.seeds import Seeds, SeedSource, random_seed
+from torchlinop.kronecker.seeds import Seeds, SeedSource, random_seed, rows_of
 from torchlinop.sources import EmpiricalRisk
 
 #: a gradient keeps about this many times what the outputs take
@@ -36,17 +36,29 @@ class Evaluation:
         Makes what is pulled back.
     state
         What earlier batches have learned about how many vectors fit.
+    known
+        The ``axes`` of another batch.
 
     Attributes
     ----------
     uses : list of Use
     unknown : dict
         Functions without a rule, by the index of the parameter that they were given.
+    places : list of Place
+        Where the samples are in each use.
+    axes : list of Axis, or None
+        The dimensions that count them; None if nothing is known, since a single sample
+        may be anywhere.
     seeds : Seeds
     """
 
     def __init__(
-        self, risk: EmpiricalRisk, batch: Batch, seeds: SeedSource, state: BlockState
+        self,
+        risk: EmpiricalRisk,
+        batch: Batch,
+        seeds: SeedSource,
+        state: BlockState,
+        known: Sequence[Axis | None] | None,
     ) -> None:
         self._risk, self._batch, self._state = risk, batch, state
         with recording(risk.space.device, rules=False):
@@ -55,34 +67,20 @@ class Evaluation:
             with in_force(capture):
                 self._prediction = risk.predict(self._leaves, batch)
         self.uses, self.unknown = capture.uses, capture.unknown
-        self.seeds: Seeds = seeds(self._prediction, batch)
         self._edges = [use.edge for use in self.uses]
-        self.places: list[Place] = []
-
-    def locate(self, known: Sequence[Axis | None] | None) -> Sequence[Axis | None] | None:
-        """Find the samples among the positions of all uses.
-
-        Parameters
-        ----------
-        known
-            What this has returned for another batch.
-
-        Returns
-        -------
-        list or None
-            None if nothing was learned: a single sample may be anywhere.
-        """
-        axes = find_axes(self.uses, self.seeds.rows, known, self._probe)
-        samples = self.seeds.rows.samples
+        self._rows = rows_of(risk, self._prediction, batch)
+        axes = find_axes(self.uses, self._rows, known, self._probe)
+        samples = self._rows.samples
         self.places = [
             Place(len(use.positions), axis, samples)
             for use, axis in zip(self.uses, axes, strict=True)
         ]
-        return known if samples == 1 else axes
+        self.axes = known if samples == 1 else axes
+        self.seeds: Seeds = seeds(self._prediction, batch)
 
     def _probe(self, n: int, generator: torch.Generator) -> list[Tensor]:
         like = self._prediction.detach()
-        seed = random_seed(self.seeds.rows, n, like, generator)
+        seed = random_seed(self._rows, n, like, generator)
         return self._pull_back(seed, self._edges)
 
     def gradients(self) -> Iterator[list[Tensor]]:

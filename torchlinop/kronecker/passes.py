@@ -57,7 +57,7 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
     source = SeedSource(risk, settings.fisher_type, settings.mc_samples, settings.seed)
     state, axes, groups = BlockState(), None, None
     for batch in risk.batches:
-        evaluation = Evaluation(risk, batch, source, state)
+        evaluation = Evaluation(risk, batch, source, state, axes)
         plan = plan_blocks(
             evaluation.uses, evaluation.unknown, risk.space, joint_bias=settings.joint_bias
         )
@@ -71,7 +71,7 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
                 f"{[g.names for g in groups]}. One matrix needs one structure."
             )
         groups = own
-        axes = evaluation.locate(axes)
+        axes = evaluation.axes
         look = Look(batch.position, evaluation, plan.blocks, sorted(plan.uncovered))
         del evaluation, batch  # not kept while the next batch is evaluated
         yield look

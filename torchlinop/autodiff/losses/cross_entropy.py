@@ -173,8 +173,9 @@ class CrossEntropy(LikelihoodLoss):
         )
         label = label.reshape(shape).movedim(-1, 0).unsqueeze(dim)  # (M, *rows, 1)
         root = total.sqrt()
-        samples = (p * root).expand(mc_samples, *p.shape)
-        samples = samples.clone() if mc_samples > 1 else samples
+        samples = p.mul_(root).unsqueeze(0)
+        if mc_samples > 1:
+            samples = samples.repeat(mc_samples, *[1] * p.ndim)
         return samples.scatter_add_(dim, label, -root.expand(label.shape))
 
 
