@@ -30,6 +30,7 @@ LAYERS = [
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
     ["structured", "_joining", "_kept"],
     ["curvature", "estimate", "solve"],
+    ["kronecker"],
     [
         "_blas",
         "reference",
@@ -54,6 +55,7 @@ STRANGERS = [
     ("curvature", "solve"),
     ("estimate", "curvature"),
     ("estimate", "solve"),
+    ("solve", "kronecker"),
 ]
 
 
@@ -129,8 +131,8 @@ def test_import_needs_no_optional_package():
         "import sys, torchlinop, torchlinop.compat.curvlinops, torchlinop.reference\n"
         "found = {m.split('.')[0] for m in sys.modules}\n"
         "found |= {m for m in sys.modules if m == 'torch._dynamo'}  # a second of imports\n"
-        "print(sorted(found & {'cupy', 'matplotlib', 'sklearn', 'statsmodels', 'pandas',"
-        " 'sympy', 'torch._dynamo'}))"
+        "print(sorted(found & {'cupy', 'matplotlib', 'safetensors', 'sklearn',"
+        " 'statsmodels', 'pandas', 'sympy', 'torch._dynamo'}))"
     )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -18,6 +18,13 @@ from torchlinop.curvature import (
     JacobianLinearOperator,
 )
 from torchlinop.curvature.gradient import gradient_and_loss
+from torchlinop.kronecker import (
+    EKFACLinearOperator,
+    GGNDiagonalLinearOperator,
+    KFACLinearOperator,
+    KFOCLinearOperator,
+    StoredFileError,
+)
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -36,12 +43,19 @@ from torchlinop.solve import (
 )
 from torchlinop.sources import EmpiricalRisk, Options
 from torchlinop.structured import (
+    BlockDiagonalLinearOperator,
     DiagonalLinearOperator,
+    EighLinearOperator,
     IdentityLinearOperator,
+    KroneckerLinearOperator,
+    LowRankPlusDiagonalLinearOperator,
+    StructuredLinearOperator,
     SubmatrixLinearOperator,
+    block,
 )
 
 __all__ = [
+    "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
@@ -49,15 +63,22 @@ __all__ = [
     "Cost",
     "DiagonalLinearOperator",
     "EFLinearOperator",
+    "EKFACLinearOperator",
     "EighInverseLinearOperator",
+    "EighLinearOperator",
     "EmpiricalRisk",
     "FisherMCLinearOperator",
+    "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
     "JacobiPreconditioner",
     "JacobianLinearOperator",
+    "KFACLinearOperator",
+    "KFOCLinearOperator",
+    "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
+    "LowRankPlusDiagonalLinearOperator",
     "MINRESInverseLinearOperator",
     "NegativeCurvatureError",
     "NeumannInverseLinearOperator",
@@ -67,12 +88,15 @@ __all__ = [
     "Preconditioner",
     "RunLog",
     "SolveReport",
+    "StoredFileError",
+    "StructuredLinearOperator",
     "SubmatrixLinearOperator",
     "Summary",
     "TorchLinearOperator",
     "UnsupportedDerivativeError",
     "WrongDerivativeError",
     "aslinearoperator",
+    "block",
     "cost",
     "estimate",
     "gradient_and_loss",

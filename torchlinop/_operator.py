@@ -56,9 +56,9 @@ class TorchLinearOperator(Door):
         if not is_plain_array(x):
             other = self._operand(x)
             if other is not None:
-                return ActionLinearOperator(Product(self, other))
+                return self._times(other)
             if is_scalar(x):
-                return _scaled(self, as_number(x))
+                return self._scaled(as_number(x))
             x = with_shape(x)
         if len(x.shape) not in (1, 2) or x.shape[0] != self.shape[1]:
             self._refuse("@", x, "(N,) or (N, K)", self.shape[1])
@@ -68,9 +68,9 @@ class TorchLinearOperator(Door):
         """Product ``x @ self`` with an array, an operator or a scalar."""
         other = self._operand(x)
         if other is not None:
-            return ActionLinearOperator(Product(other, self))
+            return other._times(self)
         if is_scalar(x):
-            return _scaled(self, as_number(x))
+            return self._scaled(as_number(x))
         x = with_shape(x)
         if len(x.shape) not in (1, 2) or x.shape[-1] != self.shape[0]:
             self._refuse("x @ operator", x, "(M,) or (K, M)", self.shape[0])
@@ -96,6 +96,20 @@ class TorchLinearOperator(Door):
             return ActionLinearOperator(Dense(as_tensor(other, self.device)))
         return None
 
+    # matrices with a structure stay what they are
+
+    def _plus(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        return ActionLinearOperator(Sum(self, other))
+
+    def _times(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        return ActionLinearOperator(Product(self, other))
+
+    def _scaled(self, alpha: float | complex) -> TorchLinearOperator:
+        return ActionLinearOperator(Multiple(self, alpha))
+
+    def _raised(self, p: Scalar) -> TorchLinearOperator:
+        return ActionLinearOperator(Power(self, p))
+
     def __call__(self, x: Any) -> Any:
         return self.dot(x)
 
@@ -120,29 +134,29 @@ class TorchLinearOperator(Door):
             raise ValueError(
                 f"An operator can be divided by a scalar only, got {type(x).__name__}."
             )
-        return _scaled(self, 1 / as_number(x))
+        return self._scaled(1 / as_number(x))
 
     def __neg__(self) -> TorchLinearOperator:
-        return _scaled(self, -1.0)
+        return self._scaled(-1.0)
 
     def __add__(self, x: Any) -> TorchLinearOperator:
         other = self._summand(x)
-        return NotImplemented if other is None else _sum(self, other)
+        return NotImplemented if other is None else self._plus(other)
 
     def __radd__(self, x: Any) -> TorchLinearOperator:
         other = self._summand(x)
-        return NotImplemented if other is None else _sum(other, self)
+        return NotImplemented if other is None else other._plus(self)
 
     def __sub__(self, x: Any) -> TorchLinearOperator:
         other = self._summand(x)
-        return NotImplemented if other is None else _sum(self, -other)
+        return NotImplemented if other is None else self._plus(-other)
 
     def __rsub__(self, x: Any) -> TorchLinearOperator:
         other = self._summand(x)
-        return NotImplemented if other is None else _sum(other, -self)
+        return NotImplemented if other is None else other._plus(-self)
 
     def __pow__(self, p: Scalar) -> TorchLinearOperator:
-        return ActionLinearOperator(Power(self, p)) if is_scalar(p) else NotImplemented
+        return self._raised(p) if is_scalar(p) else NotImplemented
 
     def adjoint(self) -> TorchLinearOperator:
         """Conjugate transpose; the same object if the operator is self-adjoint."""
@@ -241,20 +255,15 @@ class ActionLinearOperator(TorchLinearOperator):
         adjoint = self._action.adjoint()
         return self if adjoint is self._action else ActionLinearOperator(adjoint, self)
 
+    def _scaled(self, alpha: float | complex) -> TorchLinearOperator:
+        if isinstance(self._action, Multiple):
+            inner, beta = self.args
+            return ActionLinearOperator(Multiple(inner, alpha * beta))
+        return super()._scaled(alpha)
+
     def __repr__(self) -> str:
         kind = type(self._action).__name__
         return super().__repr__().replace("ActionLinearOperator", kind)
-
-
-def _sum(a: TorchLinearOperator, b: TorchLinearOperator) -> TorchLinearOperator:
-    return ActionLinearOperator(Sum(a, b))
-
-
-def _scaled(a: TorchLinearOperator, alpha: float | complex) -> TorchLinearOperator:
-    if isinstance(a, ActionLinearOperator) and isinstance(a._action, Multiple):
-        inner, beta = a.args
-        return ActionLinearOperator(Multiple(inner, alpha * beta))
-    return ActionLinearOperator(Multiple(a, alpha))
 
 
 def aslinearoperator(

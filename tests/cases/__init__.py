@@ -6,22 +6,27 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
 from torch import Tensor
 from torchlinop import (
+    BlockDiagonalLinearOperator,
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
     DiagonalLinearOperator,
     EFLinearOperator,
     EighInverseLinearOperator,
+    EighLinearOperator,
     FisherMCLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
     JacobiPreconditioner,
+    KroneckerLinearOperator,
+    LowRankPlusDiagonalLinearOperator,
     LSMRInverseLinearOperator,
     MINRESInverseLinearOperator,
     NeumannInverseLinearOperator,
@@ -241,6 +246,25 @@ def principal_submatrix(dtype):
     operator, dense = CASES["hessian"](dtype)
     indices = np.arange(4, 15)
     return SubmatrixLinearOperator(operator, indices, indices), dense[4:15, 4:15]
+
+
+@_case
+def kronecker(dtype):
+    factors = _matrix(dtype, 3, 2), _matrix(dtype, 2, 4)
+    return KroneckerLinearOperator(*factors), np.kron(*(_array(f) for f in factors))
+
+
+@_case
+def blocks_of_structured_matrices(dtype):
+    values, vectors = torch.linalg.eigh(positive(6, 10, dtype))
+    low = LowRankPlusDiagonalLinearOperator(_matrix(dtype)[0], _matrix(dtype, 6, 2))
+    blocks = [EighLinearOperator(values, vectors), low, _matrix(dtype)]
+    dense = [_array(positive(6, 10, dtype)), _array(low.to_dense()), _array(_matrix(dtype))]
+    return BlockDiagonalLinearOperator(blocks), scipy.linalg.block_diag(*dense)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.double().numpy()
 
 
 def _tight(dtype: torch.dtype) -> float:

@@ -47,7 +47,7 @@ def test_estimated_diagonal():
     # exact for a diagonal matrix, whatever the signs
     D = DiagonalLinearOperator(torch.linspace(1, 2, 7))
     torch.testing.assert_close(
-        JacobiPreconditioner.estimated(D, num_matvecs=1).diagonal, D.diagonal
+        JacobiPreconditioner.estimated(D, num_matvecs=1).diagonal, D.diagonal()
     )
 
 

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
+from torchlinop.structured.base import StructuredLinearOperator, damped_inverse
+from torchlinop.structured.diagonal import DiagonalLinearOperator
 
 
-class IdentityLinearOperator(TorchLinearOperator):
+class IdentityLinearOperator(StructuredLinearOperator):
     """The identity on a parameter space.
 
     Parameters
@@ -57,3 +59,26 @@ class IdentityLinearOperator(TorchLinearOperator):
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
+
+    def diagonal(self) -> Tensor:
+        """Return ones, shape ``(n,)``."""
+        return torch.ones(self.shape[0], dtype=self.torch_dtype, device=self.device)
+
+    def frobenius_norm(self) -> Tensor:
+        """Return the root of the number of rows."""
+        return self.diagonal().norm()
+
+    def slogdet(self) -> tuple[Tensor, Tensor]:
+        """Return 1 and 0."""
+        one = torch.ones((), dtype=self.torch_dtype, device=self.device)
+        return one, torch.zeros_like(one.abs())
+
+    def power(self, exponent: float) -> IdentityLinearOperator:
+        """Return the identity."""
+        return self
+
+    def inverse(self, *, damping: float = 0.0) -> DiagonalLinearOperator:
+        r"""Return :math:`(1 + \delta)^{-1} I`."""
+        return DiagonalLinearOperator(
+            damped_inverse(self.diagonal(), damping, "The identity")
+        )

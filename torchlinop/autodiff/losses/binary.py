@@ -14,6 +14,7 @@ from torchlinop.autodiff.losses.loss_function import (
     require_same_shape,
     row_dimension,
 )
+from torchlinop.autodiff.losses.roots import HessianRoot, diagonal_root
 
 
 class BinaryCrossEntropyWithLogits(LikelihoodLoss):
@@ -64,6 +65,18 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
     ) -> HessianProduct:
         z, _, mass, _ = self._parts(prediction, target)
         return _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
+
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        z, _, mass, _ = self._parts(prediction, target)
+        diagonal = mass * torch.sigmoid(z) * torch.sigmoid(-z)
+        return diagonal_root(diagonal, self.row_dimension(prediction))
+
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        _, _, mass, _ = self._parts(prediction, target)
+        dim = self.row_dimension(prediction)
+        return mass if dim is None else mass.mean(dim, keepdim=True)
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator

@@ -12,8 +12,10 @@ from torchlinop.autodiff.backward import backward
 from torchlinop.autodiff.losses.loss_function import (
     HessianProduct,
     LossFunction,
+    ones_by_row,
     row_dimension,
 )
+from torchlinop.autodiff.losses.roots import HessianRoot, root_by_eigenvalues
 
 
 class CallableLoss(LossFunction):
@@ -87,3 +89,13 @@ class CallableLoss(LossFunction):
             return torch.zeros_like(u) if out is None else out
 
         return product
+
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        product = self.hessian_product(prediction, target, batch_size, 1.0)
+        dim = self.row_dimension(prediction)
+        return root_by_eigenvalues(product, prediction.detach(), dim)
+
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return ones_by_row(prediction, self.row_dimension(prediction))

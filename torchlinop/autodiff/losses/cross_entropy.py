@@ -13,6 +13,10 @@ from torchlinop.autodiff.losses.loss_function import (
     closed_form,
     row_dimension,
 )
+from torchlinop.autodiff.losses.roots import HessianRoot, softmax_root
+
+#: cumulated probabilities that are held at once
+_CUMULATED = 1 << 21
 
 
 class CrossEntropy(LikelihoodLoss):
@@ -103,23 +107,12 @@ class CrossEntropy(LikelihoodLoss):
                     f"the prediction has {classes} classes, 0 to {classes - 1}."
                 )
 
-    def _total(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Total mass of each row."""
-        if target.is_floating_point() or self.label_smoothing:
-            dim = _class_dimension(prediction)
-            return self._target_mass(prediction, target).sum(dim, keepdim=True)
-        return self._row_weight(prediction, target)[0]
-
-    def _row_weight(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight of each row with a class index as target, and the index, 0 if ignored."""
+    def _indexed(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class of each row, 0 if it is ignored, and whether it is not."""
         dim = _class_dimension(prediction)
         self._check_target(prediction, target, dim % prediction.ndim)
         kept = (target != self.ignore_index).unsqueeze(dim)
-        index = target.long().unsqueeze(dim).where(kept, 0)
-        weight = kept.to(prediction)
-        if self.weight is not None:
-            weight = weight * self.weight.to(prediction)[index]
-        return weight, index
+        return target.long().unsqueeze(dim).where(kept, 0), kept
 
     @closed_form
     def gradient(
@@ -132,8 +125,10 @@ class CrossEntropy(LikelihoodLoss):
             total = mass.sum(dim, keepdim=True)
             gradient = (p * total).sub_(mass)
         else:  # no tensor of that size for the one class
-            weight, index = self._row_weight(prediction, target)
-            total = scale * weight
+            index, kept = self._indexed(prediction, target)
+            total = scale * kept.to(p)
+            if self.weight is not None:
+                total = total * self.weight.to(p)[index]
             gradient = (p * total).scatter_add_(dim, index, -total)
         product = _softmax_hessian(p, total, dim)
         return ClosedFormGradient.apply(prediction, gradient, product)
@@ -144,26 +139,59 @@ class CrossEntropy(LikelihoodLoss):
     ) -> HessianProduct:
         dim = _class_dimension(prediction)
         p = torch.softmax(prediction.detach(), dim)
-        return _softmax_hessian(p, scale * self._total(prediction, target), dim)
+        return _softmax_hessian(p, scale * self.row_weights(prediction, target), dim)
+
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        dim = _class_dimension(prediction)
+        p = torch.softmax(prediction.detach(), dim)
+        return softmax_root(p, self.row_weights(prediction, target), dim)
+
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        prediction = prediction.detach()
+        dim = _class_dimension(prediction)
+        if target.is_floating_point():
+            return self._target_mass(prediction, target).sum(dim, keepdim=True)
+        index, kept = self._indexed(prediction, target)
+        if self.weight is None:
+            return kept.to(prediction)
+        weight, smoothing = self.weight.to(prediction), self.label_smoothing
+        return kept * ((1 - smoothing) * weight[index] + smoothing * weight.mean())
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator
     ) -> Tensor:
         dim = _class_dimension(prediction)
         p = torch.softmax(prediction.detach(), dim)
-        total = self._total(prediction, target)
+        total = self.row_weights(prediction, target)
         rows = p.movedim(dim, -1)  # (*rows, classes)
         shape = (*rows.shape[:-1], mc_samples)
         u = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(
             p.device
         )
-        cumulative = rows.double().cumsum(-1)
-        u = u * cumulative[..., -1:]
-        label = torch.searchsorted(cumulative, u, right=True)
-        label = label.clamp_(max=rows.shape[-1] - 1).movedim(-1, 0)  # (M, *rows)
-        onehot = torch.zeros_like(p).expand(mc_samples, *p.shape).clone()
-        onehot.scatter_(dim, label.unsqueeze(dim), 1.0)
-        return (p - onehot) * total.sqrt()
+        label = (
+            _drawn(rows.flatten(0, -2), u.flatten(0, -2))
+            if rows.ndim > 1
+            else (_drawn(rows.unsqueeze(0), u.unsqueeze(0)).squeeze(0))
+        )
+        label = label.reshape(shape).movedim(-1, 0).unsqueeze(dim)  # (M, *rows, 1)
+        root = total.sqrt()
+        samples = p.mul_(root).unsqueeze(0)
+        if mc_samples > 1:
+            samples = samples.repeat(mc_samples, *[1] * p.ndim)
+        return samples.scatter_add_(dim, label, -root.expand(label.shape))
+
+
+def _drawn(rows: Tensor, u: Tensor) -> Tensor:
+    """Labels ``(R, M)`` for uniform numbers, by the cumulated probabilities ``(R, C)``."""
+    step = max(1, _CUMULATED // max(1, rows.shape[1]))
+    labels = []
+    for part, own in zip(rows.split(step), u.split(step), strict=True):
+        cumulative = part.double().cumsum(-1)
+        label = torch.searchsorted(cumulative, own * cumulative[:, -1:], right=True)
+        labels.append(label.clamp_(max=rows.shape[1] - 1))
+    return torch.cat(labels)
 
 
 def _class_dimension(prediction: Tensor) -> int:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from torch.autograd import Function
 
 from torchlinop._typing import Reduction
+from torchlinop.autodiff.losses.roots import HessianRoot
 
 HessianProduct = Callable[[Tensor], Tensor]
 
@@ -48,6 +49,19 @@ class LossFunction(ABC):
         """Map ``u`` to ``scale`` times the loss Hessian at ``prediction`` times ``u``."""
 
     @abstractmethod
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        """Return a root of the loss Hessian at ``prediction``."""
+
+    @abstractmethod
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Weights of the data in the loss.
+
+        The prediction's shape with 1 in the row dimension; without one, its shape.
+        """
+
+    @abstractmethod
     def row_dimension(self, prediction: Tensor) -> int | None:
         """Return the (negative) dimension that holds one datum's components.
 
@@ -79,6 +93,12 @@ def row_dimension(prediction: Tensor, *, classes_first: bool) -> int | None:
     if classes_first:
         return -1 if prediction.ndim == 1 else 1 - prediction.ndim
     return None if prediction.ndim == 1 else -1
+
+
+def ones_by_row(prediction: Tensor, dim: int | None) -> Tensor:
+    """Return equal weights of the data."""
+    ones = torch.ones_like(prediction.detach())
+    return ones if dim is None else ones.narrow(dim, 0, 1)
 
 
 def closed_form(method: Callable[..., Any]) -> Callable[..., Any]:

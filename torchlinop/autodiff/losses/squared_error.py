@@ -10,9 +10,11 @@ from torchlinop.autodiff.losses.loss_function import (
     HessianProduct,
     LikelihoodLoss,
     closed_form,
+    ones_by_row,
     require_same_shape,
     row_dimension,
 )
+from torchlinop.autodiff.losses.roots import HessianRoot, diagonal_root
 
 
 class MeanSquaredError(LikelihoodLoss):
@@ -38,6 +40,16 @@ class MeanSquaredError(LikelihoodLoss):
     ) -> HessianProduct:
         require_same_shape(prediction, target, "MSELoss")
         return _multiple(2 * scale)
+
+    def hessian_root(
+        self, prediction: Tensor, target: Tensor, batch_size: int
+    ) -> HessianRoot:
+        require_same_shape(prediction, target, "MSELoss")
+        two = torch.full_like(prediction.detach(), 2.0)
+        return diagonal_root(two, self.row_dimension(prediction))
+
+    def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return ones_by_row(prediction, self.row_dimension(prediction))
 
     def sample_gradients(
         self, prediction: Tensor, target: Tensor, mc_samples: int, generator: Generator

@@ -5,7 +5,9 @@ Programs written for curvlinops run with the import lines changed::
     from torchlinop.compat.curvlinops import GGNLinearOperator
 
 The operators are this package's own (SciPy operators on any kind of array); only their
-constructors take curvlinops' arguments. ``to_scipy()`` returns the operator itself.
+constructors take curvlinops' arguments. ``to_scipy()`` returns the operator itself. There
+is no ``state_dict``: operators of the KFAC family are written by ``save(path)`` and read by
+``load(path)``.
 """
 
 from torchlinop.compat.curvlinops.estimators import (
@@ -21,6 +23,15 @@ from torchlinop.compat.curvlinops.inverses import (
     LSMRInverseLinearOperator,
     NeumannInverseLinearOperator,
 )
+from torchlinop.compat.curvlinops.kronecker import (
+    EKFACLinearOperator,
+    FisherType,
+    GGNDiagonalLinearOperator,
+    KFACInverseLinearOperator,
+    KFACLinearOperator,
+    KFACType,
+    KFOCLinearOperator,
+)
 from torchlinop.compat.curvlinops.operators import (
     EFLinearOperator,
     FisherMCLinearOperator,
@@ -35,14 +46,29 @@ from torchlinop.compat.curvlinops.spectra import (
     lanczos_approximate_log_spectrum,
     lanczos_approximate_spectrum,
 )
+from torchlinop.compat.curvlinops.structured import (
+    BlockDiagonalLinearOperator,
+    EighDecomposedLinearOperator,
+    KroneckerProductLinearOperator,
+)
 
 __all__ = [
+    "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
     "EFLinearOperator",
+    "EKFACLinearOperator",
+    "EighDecomposedLinearOperator",
     "FisherMCLinearOperator",
+    "FisherType",
+    "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "KFACInverseLinearOperator",
+    "KFACLinearOperator",
+    "KFACType",
+    "KFOCLinearOperator",
+    "KroneckerProductLinearOperator",
     "LSMRInverseLinearOperator",
     "LanczosApproximateLogSpectrumCached",
     "LanczosApproximateSpectrumCached",

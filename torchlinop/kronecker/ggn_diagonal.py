@@ -1,0 +1,118 @@
+"""The diagonal of the GGN or a Fisher matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.curvature.summed import as_risk
+from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
+from torchlinop.kronecker.ekfac import require_gradients
+from torchlinop.kronecker.operator import BlockwiseLinearOperator
+from torchlinop.kronecker.passes import assemble, looks, uncovered_diagonal
+from torchlinop.kronecker.sample_gradients import SampleGradients
+from torchlinop.kronecker.settings import Settings, Uncovered
+from torchlinop.sources import EmpiricalRisk
+from torchlinop.structured import (
+    BlockDiagonalLinearOperator,
+    DiagonalLinearOperator,
+    StructuredLinearOperator,
+)
+
+
+class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
+    r"""Diagonal of the GGN or a Fisher matrix, from gradients of single samples.
+
+    Exact for ``"type-2"`` (the GGN) and ``"empirical"``; for ``"mc"`` an unbiased estimate
+    of the GGN's. Of parameters that are used in a way for which KFAC has no rule the
+    gradients are computed sample by sample.
+
+    Parameters
+    ----------
+    model, loss_function, params, data, fisher_type, mc_samples, seed
+        As for :class:`~torchlinop.KFACLinearOperator`.
+    **options
+        Keyword arguments of :class:`~torchlinop.EmpiricalRisk`.
+
+    Attributes
+    ----------
+    space : ParameterSpace
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for :class:`~torchlinop.KFACLinearOperator`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchlinop import GGNDiagonalLinearOperator
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> data = [(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 1))]
+    >>> D = GGNDiagonalLinearOperator(model, torch.nn.MSELoss(), model.parameters(), data)
+    >>> D.diagonal().round()
+    tensor([10., 20.])
+    """
+
+    def __init__(
+        self,
+        model: Model | EmpiricalRisk,
+        loss_function: Loss | None = None,
+        params: Parameters | None = None,
+        data: Data | None = None,
+        *,
+        fisher_type: str = "type-2",
+        mc_samples: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        risk = as_risk(model, loss_function, params, data, options)
+        settings = Settings.of(
+            risk,
+            fisher_type=fisher_type,
+            mc_samples=mc_samples,
+            seed=seed,
+            joint_bias=False,
+            uncovered=Uncovered.DIAGONAL,
+        )
+        require_gradients(settings, "GGNDiagonalLinearOperator")
+        super().__init__(risk, settings)
+
+    def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
+        totals: dict[int, Tensor] = {}
+        groups, uncovered = [], None
+        for look in looks(risk, self.settings):
+            if uncovered is None:
+                groups = [plan.group for plan in look.blocks]
+                uncovered = uncovered_diagonal(risk, look.uncovered)
+            weights = look.evaluation.seeds.weights.to(risk.space.dtype)
+            with torch.no_grad():
+                for gradients in look.evaluation.gradients():
+                    for i, plan in enumerate(look.blocks):
+                        if isinstance(plan, MatrixPlan):
+                            squares = _matrix(plan, look, gradients, weights)
+                        else:
+                            assert isinstance(plan, VectorPlan)
+                            squares = _vector(plan, look, gradients, weights)
+                        totals[i] = totals[i] + squares if i in totals else squares
+            uncovered.add(look.evaluation)
+            del look
+        assert uncovered is not None
+        blocks: list[StructuredLinearOperator] = [
+            DiagonalLinearOperator(totals[i]) for i in range(len(groups))
+        ]
+        return assemble(risk, groups, blocks, uncovered)
+
+
+def _matrix(plan: MatrixPlan, look: Any, gradients: list[Tensor], like: Tensor) -> Tensor:
+    squares = SampleGradients(plan, look.evaluation, gradients, like).squares(None, None)
+    return (squares.mT if plan.transposed else squares).reshape(-1)
+
+
+def _vector(plan: VectorPlan, look: Any, gradients: list[Tensor], like: Tensor) -> Tensor:
+    evaluation = look.evaluation
+    v = plan.sample_gradients(gradients, evaluation.uses, evaluation.places)
+    return v.to(like.dtype).square().sum((0, 1))
