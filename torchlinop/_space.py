@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors as flatten
-from torch._utils import _unflatten_dense_tensors as unflatten
 
 from torchlinop._typing import Parameters
 
@@ -78,7 +77,6 @@ class ParameterSpace:
         self.shapes = tuple(t.shape for t in tensors.values())
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.dim = sum(self.sizes)
-        self._templates = [t.detach() for t in tensors.values()]
         self._pairs = [i for i, s in enumerate(self.shapes) if s[-1:] == (2,)]
         self._needs_cast = self.dtype != self.parameter_dtype
 
@@ -87,7 +85,8 @@ class ParameterSpace:
         if self._needs_cast:
             v = v.to(self.parameter_dtype)
         if v.ndim == 1:
-            parts = list(unflatten(v, self._templates))
+            pieces = zip(v.split(self.sizes), self.shapes, strict=True)
+            parts = [p if len(s) == 1 else p.reshape(s) for p, s in pieces]
         else:
             k = v.shape[0]
             blocks = v.split(self.sizes, dim=1)

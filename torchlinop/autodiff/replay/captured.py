@@ -12,7 +12,9 @@ from torch import Tensor
 _LIMIT = 256 << 20
 
 
-def captured(run: Callable[[Tensor], Tensor], probe: Tensor) -> Callable[[Tensor], Tensor]:
+def captured(
+    run: Callable[[Tensor], Tensor], probe: Tensor, nbytes: int
+) -> Callable[[Tensor], Tensor]:
     """Return ``run`` as a CUDA graph where that is possible and small, else ``run``.
 
     Parameters
@@ -21,12 +23,10 @@ def captured(run: Callable[[Tensor], Tensor], probe: Tensor) -> Callable[[Tensor
         A function of a CUDA tensor that calls kernels, and has been called before.
     probe
         An argument.
+    nbytes
+        What its temporaries take, if none is freed before the end.
     """
-    device = probe.device
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run(probe)
-    if torch.cuda.max_memory_allocated(device) - before > _LIMIT:
+    if nbytes > _LIMIT:
         return run
     try:
         return _Captured(run, probe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def _replay(recording: Recording, function: Function, x: Tensor) -> Replay | Non
         return None
     calls, result = simplify(calls, recording)
     run = write(calls, result, recording.x)
-    nbytes = _computed_bytes(calls)
+    nbytes, temporaries = _computed_bytes(calls), _temporary_bytes(calls)
     del recording, calls, result  # constants that the replay does not need
     generator = torch.Generator("cpu").manual_seed(0)
     # made on the host: not every device has a generator of its own
@@ -74,7 +75,7 @@ def _replay(recording: Recording, function: Function, x: Tensor) -> Replay | Non
     if not _agree(_digest(run(probe)), _digest(function(probe))):  # where nobody listens
         return None
     if x.is_cuda:
-        run = captured(run, probe)
+        run = captured(run, probe, temporaries)
     return Replay(run, nbytes)
 
 
@@ -86,6 +87,16 @@ def _computed_bytes(calls: list[Call]) -> int:
             if value.constant is not None and value.memory >= 0:
                 storage = value.constant.untyped_storage()
                 sizes[storage.data_ptr()] = storage.nbytes()
+    return sum(sizes.values())
+
+
+def _temporary_bytes(calls: list[Call]) -> int:
+    """Bytes of all that the calls make."""
+    sizes: dict[int, int] = {}
+    for call in calls:
+        for value in call.outputs:
+            size = math.prod(value.shape) * value.dtype.itemsize
+            sizes[value.memory] = max(size, sizes.get(value.memory, 0))
     return sum(sizes.values())
 
 
