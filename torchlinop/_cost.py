@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import torch
+import torch.profiler
 from torch import Tensor
 
 from torchlinop._convergence import users_frame
@@ -23,8 +20,6 @@ from torchlinop.estimate.probes import ProbeSource
 
 #: most products that are measured, and seconds after which no further one is begun
 _PRODUCTS, _SECONDS = 6, 2.0
-#: seconds between two looks at the memory of the process
-_LOOK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -153,14 +148,14 @@ def cost(A: Any, *, num_matvecs: int = 100, columns: int = 1) -> Cost:
 def _measured(A: TorchLinearOperator, width: int) -> tuple[float, float, int, int]:
     """Seconds of the first product and of the fastest later one, bytes kept and at peak."""
     x = ProbeSource(A, "rademacher", 0).rows(width).T
-    with _memory(A.device) as memory:
-        times = [_seconds(A, x)]
-        memory.look()
-        while len(times) < _PRODUCTS and sum(times) < _SECONDS:
-            times.append(_seconds(A, x))
-            memory.look()
-    each = min(times[1:], default=times[0])
-    return times[0], each, memory.kept, max(memory.peak, memory.kept)
+    first, kept, peak = _with_memory(A, x)
+    if first > _SECONDS:
+        return first, first, kept, peak
+    _, more, most = _with_memory(A, x)
+    times: list[float] = []
+    while len(times) < _PRODUCTS and sum(times) < _SECONDS:
+        times.append(_seconds(A, x))
+    return first, min(times), kept + more, max(peak, kept + most)
 
 
 def _seconds(A: TorchLinearOperator, x: Tensor) -> float:
@@ -171,59 +166,26 @@ def _seconds(A: TorchLinearOperator, x: Tensor) -> float:
     return perf_counter() - start
 
 
-class _Memory:
-    """How much more is allocated than at the beginning, on a CUDA device or the host."""
+def _with_memory(A: TorchLinearOperator, x: Tensor) -> tuple[float, int, int]:
+    """Seconds of a product, bytes of tensors that it leaves on the device, and at most.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        self._start = self._now()
-        self.kept = self.peak = 0
-
-    def _now(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.memory_allocated(self._device))
-        return _resident_bytes()
-
-    def look(self) -> None:
-        """Note what is allocated now."""
-        self.kept = max(self._now() - self._start, 0)
-        most = self.kept
-        if self._device.type == "cuda":
-            most = int(torch.cuda.max_memory_allocated(self._device)) - self._start
-        self.peak = max(self.peak, most)
-
-
-@contextmanager
-def _memory(device: torch.device) -> Iterator[_Memory]:
-    """Look at the memory all the time, from another thread where nobody counts it."""
-    memory = _Memory(device)
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(_LOOK):
-            memory.peak = max(memory.peak, _resident_bytes() - memory._start)
-
-    if device.type == "cuda":
-        yield memory
-        return
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield memory
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _resident_bytes() -> int:
-    """Return what the process has in memory; 0 where the system does not say it."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    Torch reports each allocation to its profiler: what the process has in memory, or the
+    peak that belongs to the user, would say less.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        seconds = _seconds(A, x)
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+        and (event.device_type().name == "CUDA") == (A.device.type == "cuda")
+    ]
+    current = most = 0
+    for _, nbytes in sorted(events):
+        current += nbytes
+        most = max(most, current)
+    return seconds, max(current, 0), most
 
 
 def _time(seconds: float) -> str:

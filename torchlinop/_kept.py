@@ -135,8 +135,11 @@ class KeptLinearizations(Generic[Map]):
         with EXCLUSIVE:
             kept = self._up_to_date()
             self._follow_stream()
-            with closing(self._build(kept)) as maps:
-                yield maps
+            if kept.all:  # another thread has been here
+                yield kept.all
+            else:
+                with closing(self._build(kept)) as maps:
+                    yield maps
             self._lead_streams()
 
     def _up_to_date(self) -> _Kept[Map]:

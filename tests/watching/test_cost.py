@@ -31,7 +31,7 @@ class Wasteful(TorchLinearOperator):
             self.held = torch.zeros(self.kept, dtype=torch.uint8).fill_(1)
             time.sleep(2 * self.seconds)
         scratch = torch.zeros(self.temporary, dtype=torch.uint8).fill_(1)
-        time.sleep(self.seconds + 0.005)
+        time.sleep(self.seconds)
         del scratch
         return x.clone()
 
@@ -41,8 +41,8 @@ class Wasteful(TorchLinearOperator):
 
 def test_memory():
     cost = torchlinop.cost(Wasteful(temporary=150 * MB, kept=60 * MB))
-    assert cost.bytes_kept == pytest.approx(60 * MB, abs=15 * MB)
-    assert cost.bytes_peak == pytest.approx(210 * MB, abs=20 * MB)
+    assert cost.bytes_kept == pytest.approx(60 * MB, abs=MB)
+    assert cost.bytes_peak == pytest.approx(210 * MB, abs=MB)
     assert cost.fits
     assert cost.bytes_free > 200 * MB
 
