@@ -101,11 +101,11 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def memory(make: Callable[[], LinearOperator], v: Tensor) -> tuple[int, int, int]:
-    """Bytes kept, and peaks of the first forty products: the first one, and the others."""
+    """Bytes kept, and peaks of sixty products: the first one, and the others."""
     A = make()
     first = peak_bytes(lambda: A @ v)
     kept = A._maps.nbytes
-    others = max(peak_bytes(lambda: A @ v) for _ in range(40))
+    others = max(peak_bytes(lambda: A @ v) for _ in range(60))
     return kept, first, kept + others
 
 
@@ -252,7 +252,7 @@ def main() -> None:
         *more,
         "",
         "In gradients. A first product linearizes. Peaks are bytes of tensors that live at "
-        "one time, beside model and data; those of forty other products (with the "
+        "one time, beside model and data; those of sixty other products (with the "
         "recording of a replay, where there is one) include what is kept.",
         "",
         "Relative distance of the float32 Hessian product from the float64 one: "

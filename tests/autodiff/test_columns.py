@@ -85,9 +85,9 @@ def products(rows, learned, count, **options):
 def test_a_few_products_are_not_worth_a_recording(clock, replays):
     # a recording takes two products and more, a replay is expected to save 4 %
     rows = rows_of(Function(clock))
-    products(rows, Experience(), 25)
+    products(rows, Experience(), 49)
     assert replays.recorded == 0
-    products(rows, Experience(), 10)
+    products(rows, Experience(), 2)
     assert replays.recorded == 1
 
 

@@ -196,8 +196,9 @@ class LinearRows(Rows):
             return False
         cost = self._nodes * _RECORDING + 2 * self._seconds
         gain = self._nodes * _ENGINE + _KERNELS * self._seconds
-        # as many calls are to come as last time; else, perhaps, twice those so far
-        return gain * (remaining or max(experience.expected, 2 * self.calls)) > cost
+        # as many calls are to come as last time, or as there have been: at worst it takes
+        # twice the time that it would if one knew
+        return gain * (remaining or max(experience.expected, self.calls)) > cost
 
     def _try_replay(self, replay: Replay, v: Tensor, experience: Experience) -> Tensor:
         """Replay, and decide after a few times whether that is faster."""
