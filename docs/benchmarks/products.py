@@ -183,12 +183,14 @@ def main() -> None:
             ):
                 return kind(model, loss, params, data, **options)
 
-            A, blocks, uncached = make(), make(), make(cache=False)
+            A, blocks, uncached, plain = make(), make(), make(cache=False), make()
+            plain._maps.experience.replays_pay = False
             for _ in range(80):  # until it is settled how products are made
                 A @ v
             for _ in range(10):
                 blocks @ V
             functions[label] = lambda A=A, v=v: A @ v
+            functions[f"{label}, graph"] = lambda A=plain, v=v: A @ v
             functions[f"{label}, block"] = lambda A=blocks, V=V: A @ V
             functions[f"{label}, no cache"] = lambda A=uncached, v=v: A @ v
             functions[f"{label}, no cache, block"] = lambda A=uncached, V=V: A @ V
@@ -212,7 +214,7 @@ def main() -> None:
             ratio = {k: t / reference for k, t in medians.items() if k.startswith(label)}
             kept, first, others = (bytes_ / 2**20 for bytes_ in peaks[name, label])
             more.append(
-                f"| {name} | {label} | {ratio[label]:.2f} | "
+                f"| {name} | {label} | {ratio[label]:.2f} | {ratio[f'{label}, graph']:.2f} | "
                 f"{ratio[f'{label}, block'] / 8:.2f} | {ratio[f'{label}, no cache']:.2f} | "
                 f"{ratio[f'{label}, no cache, block'] / 8:.2f} | "
                 f"{firsts[name, label] / reference:.1f} | {kept:.2f} | {first:.2f} | "
@@ -245,10 +247,10 @@ def main() -> None:
         f"{arguments.rounds} round-by-round ratios (and their quartiles). float32, one "
         "batch, torch vectors, CPU, 2 threads.",
         "",
-        "| problem | matrix | product | column of 8 | no cache | no cache, column of 8 | "
-        "first product | kept, MiB | peak of the first, MiB | of others, MiB | of a "
-        "gradient, MiB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| problem | matrix | product | without replay | column of 8 | no cache | no "
+        "cache, column of 8 | first product | kept, MiB | peak of the first, MiB | of "
+        "others, MiB | of a gradient, MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         *more,
         "",
         "In gradients. A first product linearizes. Peaks are bytes of tensors that live at "
