@@ -18,6 +18,7 @@ def _replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replay whatever can be replayed, whether that is faster or not."""
     monkeypatch.setattr(experience, "_EXPECTED", 10**9)
     monkeypatch.setattr(columns, "_PAYS", float("inf"))
+    monkeypatch.setattr(columns, "_LITTLE", 0.0)
 
 
 class ArrayKind(enum.Enum):

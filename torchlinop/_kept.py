@@ -101,7 +101,7 @@ class KeptLinearizations(Generic[Map]):
             self._source.batches.require_order()
         expected = max((m.calls for m in self._kept.maps.values()), default=0)
         self._kept = _Kept(self._source)
-        self.experience = Experience(self._kept.room, expected)
+        self.experience.go_on(self._kept.room, expected)
 
     def __reduce__(self) -> Any:
         """Pickle how the maps are made: graphs cannot be, and are made again on demand."""
@@ -126,7 +126,7 @@ class KeptLinearizations(Generic[Map]):
                 return self._built()
             self._follow_stream()
             kept.products += 1
-            if kept.products == _WARM_UP:
+            if kept.products >= _WARM_UP and kept.batches:
                 self._join(kept)
             return _Reading(kept.all, self._lead_streams)
 
@@ -192,22 +192,24 @@ class KeptLinearizations(Generic[Map]):
 
     def _join(self, kept: _Kept[Map]) -> None:
         """Make one map of those of small batches, once a few products were asked for."""
-        if not self._joins:
-            return
+        maps = dict(kept.maps)
         space = self._source.space
         v = torch.empty(space.dim, dtype=space.dtype, device=space.device)
-        for group in groups({i: kept.maps[i].nbytes for i in kept.batches}):
-            batches = [kept.batches[i] for i in group]
-            maps = [kept.maps[i] for i in group]
-            if sum(linear_map.nbytes for linear_map in maps) > kept.room():
+        sizes = {i: maps[i].nbytes for i in kept.batches} if self._joins else {}
+        for group in groups(sizes):
+            parts = [maps[i] for i in group]
+            if sum(part.nbytes for part in parts) > kept.room():
                 break
-            whole = linearized_as_one(batches, maps, self._linearizer.linearize, v)
+            batches = [kept.batches[i] for i in group]
+            whole = linearized_as_one(batches, parts, self._linearizer.linearize, v)
             if whole is None:
                 self._joins = False
                 break
-            kept.replace(group, whole)
-        kept.batches.clear()
+            maps = {i: kept_map for i, kept_map in maps.items() if i not in group}
+            maps[group[0]] = whole
+        kept.maps = maps
         self._gather_all(kept)
+        kept.batches.clear()
 
     def retrying(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
         """Run a pass over the maps; once more if the data turns out to have changed."""
@@ -274,12 +276,6 @@ class _Kept(Generic[Map]):
         self.maps.clear()
         self.batches.clear()
         self._built = 0
-
-    def replace(self, positions: list[int], linear_map: Map) -> None:
-        """Put one map in the place of several; whoever uses those goes on."""
-        maps = {i: kept for i, kept in self.maps.items() if i not in set(positions)}
-        maps[positions[0]] = linear_map
-        self.maps = maps
 
     def add(self, batch: Batch, linear_map: Map) -> None:
         """Keep a map if it fits."""

@@ -214,7 +214,8 @@ def main() -> None:
             ratio = {k: t / reference for k, t in medians.items() if k.startswith(label)}
             kept, first, others = (bytes_ / 2**20 for bytes_ in peaks[name, label])
             more.append(
-                f"| {name} | {label} | {ratio[label]:.2f} | {ratio[f'{label}, graph']:.2f} | "
+                f"| {name} | {label} | {ratio[label]:.2f} | "
+                f"{ratio[f'{label}, graph']:.2f} | "
                 f"{ratio[f'{label}, block'] / 8:.2f} | {ratio[f'{label}, no cache']:.2f} | "
                 f"{ratio[f'{label}, no cache, block'] / 8:.2f} | "
                 f"{firsts[name, label] / reference:.1f} | {kept:.2f} | {first:.2f} | "

@@ -255,7 +255,8 @@ def _error(actual, expected):
 
 
 def main() -> None:
-    experience._EXPECTED, columns._PAYS = 10**9, float("inf")  # whatever can be replayed is
+    # whatever can be replayed is
+    experience._EXPECTED, columns._PAYS, columns._LITTLE = 10**9, float("inf"), 0.0
     warnings.simplefilter("ignore")  # torch warns of some of these tensors
     torch.manual_seed(0)
     for name, function in SCALARS.items():

@@ -13,7 +13,7 @@ from torchlinop.autodiff.replay import Replay
 
 N = 6
 MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
-NODES = 8
+NODES = 4000
 
 
 class Clock:
@@ -31,6 +31,7 @@ def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(columns, "time", clock)
     monkeypatch.setattr(columns, "_PAYS", 0.97)
+    monkeypatch.setattr(columns, "_LITTLE", 0.005)
     monkeypatch.setattr(experience, "_EXPECTED", 0)
     return clock
 
@@ -89,6 +90,12 @@ def test_a_few_products_are_not_worth_a_recording(clock, replays):
     assert replays.recorded == 0
     products(rows, Experience(), 2)
     assert replays.recorded == 1
+
+
+def test_what_the_engine_has_no_part_in_is_not_recorded(clock, replays):
+    rows = LinearRows(Function(clock), nbytes=0, nodes=1000)
+    products(rows, Experience(expected=10**6), 100)
+    assert replays.recorded == 0
 
 
 def test_recorded_at_once_where_many_products_came_the_last_time(clock, replays):

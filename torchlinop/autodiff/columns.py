@@ -25,6 +25,9 @@ WARM_UP = 3
 _RECORDING, _ENGINE = 125e-6, 2.5e-6
 #: share of a product that a replay saves beside that, by fewer kernels
 _KERNELS = 0.04
+#: share of a product below which the engine's part is nothing, and large tensors are all:
+#: while recording torch adds them up in new memory
+_LITTLE = 0.005
 #: a replay that takes more than this part of the function's time is not worth its memory
 _PAYS = 0.97
 
@@ -171,12 +174,15 @@ class LinearRows(Rows):
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
         """Apply the function to a contiguous ``(dim,)``."""
         self.calls += 1
-        if self._run is not None:
-            return self._run(v)
-        if self._replay is not None:
-            return self._try_replay(self._replay, v, experience)
+        run, replay = self._run, self._replay  # other threads may change them
+        if run is not None:
+            return run(v)
+        if replay is not None:
+            return self._try_replay(replay, v, experience)
         if self._is_worth_recording(experience, remaining):
             result, replay = record(self._function, v)
+            if self._run is not None:  # another thread has been faster
+                return result
             if replay is None or replay.nbytes > experience.room():
                 self._settle(self._function)
             else:
@@ -196,6 +202,8 @@ class LinearRows(Rows):
             return False
         cost = self._nodes * _RECORDING + 2 * self._seconds
         gain = self._nodes * _ENGINE + _KERNELS * self._seconds
+        if self._nodes * _ENGINE < _LITTLE * self._seconds:
+            return False
         # as many calls are to come as last time, or as there have been: at worst it takes
         # twice the time that it would if one knew
         return gain * (remaining or max(experience.expected, self.calls)) > cost
@@ -209,7 +217,7 @@ class LinearRows(Rows):
         if seconds <= _PAYS * self._seconds:
             experience.replays_pay = True
             self._settle(replay.run)
-        elif self._trials == WARM_UP:
+        elif self._trials >= WARM_UP:
             experience.replays_pay = False
             self._settle(self._function)
             self.replay_bytes = 0

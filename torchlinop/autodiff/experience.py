@@ -45,6 +45,11 @@ class Experience:
         self.replays_pay: bool | None = None
         self.block_ratio: float | None = None
 
+    def go_on(self, room: Callable[[], float], expected: int) -> None:
+        """Keep what was learned for the maps that replace those so far."""
+        self.room = room
+        self.expected = expected or _EXPECTED
+
     def block_size(self, nbytes: int, device: torch.device) -> int:
         """Return how many vectors may be multiplied at once."""
         if self.limit is not None and self.limit <= 1:

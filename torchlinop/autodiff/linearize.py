@@ -10,8 +10,9 @@ Blocks of vectors have the block dimension first: ``(K, *shape)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchlinop.autodiff.backward import backward
+from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
 from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -157,9 +159,13 @@ def forward_derivative(
     *,
     draws: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Evaluate a function and its derivative along ``v``, by forward mode."""
+    """Evaluate a function and its derivative along ``v``, by forward mode.
+
+    Where the function turns gradients off, it is a constant, as in reverse mode. ``draws``:
+    whether it may take Python's or NumPy's random numbers.
+    """
     evaluating = recording(parameters[0].device, rules=False, draws=draws)
-    with evaluating, torch.no_grad(), forward_ad.dual_level():
+    with evaluating, _constants_without_gradients(), forward_ad.dual_level():
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             duals = [
                 forward_ad.make_dual(p.detach(), t.to(p.dtype))
@@ -167,6 +173,27 @@ def forward_derivative(
             ]
         value, tangent = forward_ad.unpack_dual(function(duals))
     return value, torch.zeros_like(value) if tangent is None else tangent
+
+
+class _ForwardGradients(InterruptibleMode):
+    """Turns forward mode on and off with gradients, which torch does not."""
+
+    def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
+        """Call a torch function."""
+        result = func(*args, **kwargs)
+        if func is torch._C._set_grad_enabled:
+            torch._C._set_fwd_grad_enabled(*args)
+        return result
+
+
+@contextmanager
+def _constants_without_gradients() -> Iterator[None]:
+    before = torch._C._is_fwd_grad_enabled()
+    try:
+        with in_force(_ForwardGradients()):
+            yield
+    finally:
+        torch._C._set_fwd_grad_enabled(before)
 
 
 class Retained(NamedTuple):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
@@ -191,18 +193,20 @@ def _outer_products(vectors: Tensor, dim: int | None) -> HessianProduct:
         Negative dimension that holds a datum's components; None for scalars.
     """
     if dim is None:
-        diagonal = vectors.square().sum(0)
-        return lambda u: diagonal * u
+        return partial(torch.mul, vectors.square().sum(0))
     if vectors.shape[0] == 1:
-        only = vectors[0]
-        return lambda u: only * (only * u).sum(dim, keepdim=True)
+        return partial(_times_outer_product, vectors[0], dim)
     rows = vectors.movedim(dim, -1)  # (M, *data, C)
     rows = rows.reshape(rows.shape[0], -1, rows.shape[-1]).transpose(0, 1).contiguous()
+    return partial(_times_outer_products, rows, dim)
 
-    def product(u: Tensor) -> Tensor:
-        moved = u.movedim(dim, -1)  # ([K,] *data, C)
-        columns = moved.reshape(-1, *rows.shape[::2]).permute(1, 2, 0)  # (data, C, K)
-        out = rows.mT @ (rows @ columns)
-        return out.permute(2, 0, 1).reshape(moved.shape).movedim(-1, dim)
 
-    return product
+def _times_outer_product(vector: Tensor, dim: int, u: Tensor) -> Tensor:
+    return vector * (vector * u).sum(dim, keepdim=True)
+
+
+def _times_outer_products(rows: Tensor, dim: int, u: Tensor) -> Tensor:
+    moved = u.movedim(dim, -1)  # ([K,] *data, C)
+    columns = moved.reshape(-1, *rows.shape[::2]).permute(1, 2, 0)  # (data, C, K)
+    out = rows.mT @ (rows @ columns)
+    return out.permute(2, 0, 1).reshape(moved.shape).movedim(-1, dim)

@@ -8,7 +8,8 @@ from functools import partial
 from torch import Tensor
 
 from torchlinop.autodiff.columns import LinearRows, PassingRows
-from torchlinop.autodiff.losses import HessianProduct
+from torchlinop.autodiff.losses import HessianProduct, LikelihoodLoss
+from torchlinop.autodiff.losses.loss_function import tensors_of
 from torchlinop.autodiff.recording import recording
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
@@ -40,17 +41,19 @@ class BatchGaussNewton:
     def linearize(self, batch: Batch) -> LinearRows:
         """Keep the graphs of the batch's prediction."""
         jacobian, output = LinearizedModel.of(self._risk, batch, self._check)
-        matrix = self._matrix(output, batch)
+        matrix, held = self._matrix(output, batch)
         rows = partial(_product, jacobian, matrix)
-        return LinearRows(rows, nbytes=jacobian.nbytes, nodes=jacobian.nodes)
+        return LinearRows(rows, nbytes=jacobian.nbytes + held, nodes=jacobian.nodes)
 
     def passing(self, batch: Batch) -> PassingRows:
         """Apply the batch's contribution with nothing kept."""
         return PassingRows(partial(self._once, batch), partial(self.linearize, batch))
 
-    def _matrix(self, output: Tensor, batch: Batch) -> HessianProduct:
+    def _matrix(self, output: Tensor, batch: Batch) -> tuple[HessianProduct, int]:
+        """Return the matrix at a prediction, and how many bytes it holds."""
         risk = self._risk
-        with recording(risk.space.device, rules=False, draws=risk.draws):
+        draws = not isinstance(risk.loss, LikelihoodLoss)  # a user's own function
+        with recording(risk.space.device, rules=False, draws=draws):
             product = self._middle(risk, output, batch)
 
         def explained(u: Tensor) -> Tensor:
@@ -59,11 +62,15 @@ class BatchGaussNewton:
             except (RuntimeError, NotImplementedError) as error:
                 raise risk.explained(error, batch, order=1) from error
 
-        return explained
+        return explained, sum(t.nbytes for t in tensors_of(product))
 
     def _once(self, batch: Batch, v: Tensor) -> Tensor:
         output, tangent, vjp = self._single_use.derivative(batch, v)
-        return vjp(self._matrix(output, batch)(tangent))
+        matrix, _ = self._matrix(output, batch)
+        del output  # with a large vocabulary these are the largest tensors there are
+        u = matrix(tangent)
+        del tangent, matrix
+        return vjp(u)
 
 
 def _product(

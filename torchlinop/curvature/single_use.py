@@ -31,7 +31,7 @@ class SingleUse:
 
     Neither records what only the other one needs, as a linearization does: less memory,
     and for one product less time. Forward mode is used where it exists and agrees, the
-    first time, with the reverse mode that all else is made of.
+    first time and at a random vector, with the reverse mode that all else is made of.
 
     Parameters
     ----------
@@ -46,51 +46,67 @@ class SingleUse:
         self._check = check
         #: whether forward mode works for this function: not known before the first use
         self._forward_mode: bool | None = None
+        self._look = source.looks
 
     def derivative(self, batch: Batch, v: Tensor) -> Derivative:
         """Evaluate a batch and differentiate along the flat ``v``."""
-        if self._forward_mode and self._check.over(batch) and not self._check.custom:
-            output, tangent = self._forward(batch, v)
-            return Derivative(output, tangent, partial(self.vjp, batch))
-        forward = self._forward_tangent(batch, v) if self._forward_mode is None else None
-        model, output = LinearizedModel.of(self._source, batch, self._check)
-        tangent = model.jvp(v)
+        self._source.require_unchanged(batch)
+        if self._look != self._source.looks:
+            self._look, self._forward_mode = self._source.looks, None
+        checked = self._check.over(batch)
+        if self._forward_mode and checked and not self._check.custom:
+            forward = self._forward(batch, v)
+            if forward is not None:
+                return Derivative(*forward, partial(self.vjp, batch))
+            self._forward_mode = False
         if self._forward_mode is None:
-            self._forward_mode = forward is not None and _agree(forward, tangent)
-        return Derivative(output, tangent, model.vjp)
+            self._forward_mode = self._forward_agrees(batch, v)
+        model, output = LinearizedModel.of(self._source, batch, self._check)
+        return Derivative(output, model.jvp(v), model.vjp)
 
     def vjp(self, batch: Batch, u: Tensor) -> Tensor:
         """``J^T u`` as a flat vector, for ``u`` shaped like the batch's prediction."""
-        space = self._source.space
-
-        leaves = self._source.leaves()
-        # without rules for second derivatives, of which there are none
-        with recording(space.device, rules=False, draws=self._source.draws):
-            output = self._source.predict(leaves, batch)
-            if not output.requires_grad:
-                return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
-            parts = backward([output], leaves, [u], retain_graph=False)
+        source, space = self._source, self._source.space
+        source.require_unchanged(batch)
+        if not self._check.over(batch):
+            return LinearizedModel.of(source, batch, self._check)[0].vjp(u)
+        try:
+            # without rules for second derivatives, of which there are none
+            with recording(space.device, rules=False, draws=source.draws):
+                leaves = source.leaves()
+                output = source.predict(leaves, batch)
+                if not output.requires_grad:
+                    return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
+                parts = backward([output], leaves, [u], retain_graph=False)
+        except Exception as error:
+            raise source.explained(error, batch, order=1) from error
         pairs = zip(parts, leaves, strict=True)
         return space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
 
-    def _forward(self, batch: Batch, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, batch: Batch, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Prediction and derivative by forward mode, None if there is none."""
         source = self._source
-        return forward_derivative(
-            lambda leaves: source.predict(leaves, batch),
-            source.leaves(),
-            source.space.split(v),
-            draws=source.draws,
-        )
-
-    def _forward_tangent(self, batch: Batch, v: Tensor) -> Tensor | None:
-        """The derivative by forward mode, None for functions that have none."""
         try:
-            return self._forward(batch, v)[1]
+            return forward_derivative(
+                lambda leaves: source.predict(leaves, batch),
+                source.leaves(),
+                source.space.split(v),
+                draws=source.draws,
+            )
         except (RuntimeError, NotImplementedError):
             return None
 
-
-def _agree(forward: Tensor, reverse: Tensor) -> bool:
-    # a ReLU whose argument rounds to the other side of zero is no disagreement
-    rtol = torch.finfo(reverse.dtype).eps ** (1 / 3)
-    return bool((forward - reverse).norm() <= rtol * reverse.norm())
+    def _forward_agrees(self, batch: Batch, v: Tensor) -> bool:
+        generator = torch.Generator("cpu").manual_seed(0)
+        # made on the host: not every device has a generator of its own
+        probe = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+        probe = probe.to(v.device)
+        forward = self._forward(batch, probe)
+        if forward is None:
+            return False
+        tangent = forward[1]
+        del forward  # with a large vocabulary these are the largest tensors there are
+        reverse = LinearizedModel.of(self._source, batch, self._check)[0].jvp(probe)
+        # a ReLU whose argument rounds to the other side of zero is no disagreement
+        rtol = torch.finfo(reverse.dtype).eps ** (1 / 3)
+        return bool((tangent - reverse).norm() <= rtol * reverse.norm())

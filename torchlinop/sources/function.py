@@ -80,6 +80,9 @@ class TorchFunction:
             )
         return value, torch.ones_like(value)
 
+    def require_unchanged(self, batch: Batch) -> None:
+        """There is no data."""
+
     def record(
         self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
     ) -> Result:

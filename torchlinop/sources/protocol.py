@@ -72,6 +72,9 @@ class Source(Protocol):
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the function at ``leaves`` on one batch."""
 
+    def require_unchanged(self, batch: Batch) -> None:
+        """Refuse a batch that has another weight in the whole than in the last look."""
+
     def record(
         self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
     ) -> Result:
@@ -109,12 +112,12 @@ def record_with_rules(
     """
     device = source.space.device
     try:
-        with recording(device, draws=source.draws):
+        with recording(device):
             return build(source.leaves())
     except Exception:  # what is really wrong is raised by the second attempt
         pass
     try:
-        with recording(device, rules=False, draws=source.draws):
+        with recording(device, rules=False):
             return build(source.leaves())
     except Exception as error:
         raise source.explained(error, batch, order=order) from error

@@ -140,10 +140,8 @@ class EmpiricalRisk:
         scale = 1 / self.normalizer
         return prediction, self.loss.gradient(prediction, batch.y, batch.size, scale)
 
-    def record(
-        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
-    ) -> Result:
-        """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
+    def require_unchanged(self, batch: Batch) -> None:
+        """Refuse a batch of a loader whose weight in the mean is another one now."""
         known = self._known
         unseen = not (batch.joined or self.batches.lasts or self.batches.shuffles)
         if unseen and known.loss.reduction == "mean":
@@ -153,6 +151,12 @@ class EmpiricalRisk:
                     f"The weight of batch {batch.position} in the mean was "
                     f"{known.shares[batch.position]} in an earlier pass, now {share}."
                 )
+
+    def record(
+        self, batch: Batch, build: Callable[[list[Tensor]], Result], *, order: int
+    ) -> Result:
+        """Run ``build(leaves)``, which evaluates the model on ``batch``, for its graph."""
+        self.require_unchanged(batch)
         return record_with_rules(self, batch, build, order)
 
     def explained(self, error: Exception, batch: Batch, *, order: int) -> Exception:

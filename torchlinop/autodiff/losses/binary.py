@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
 
@@ -56,7 +58,7 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
     ) -> Tensor:
         z, y, mass, weight = self._parts(prediction, target)
         gradient = scale * (weight * (1 - y) - mass * torch.sigmoid(-z))
-        product = _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
+        product = partial(torch.mul, scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
         return ClosedFormGradient.apply(prediction, gradient, product)
 
     @closed_form
@@ -64,7 +66,7 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> HessianProduct:
         z, _, mass, _ = self._parts(prediction, target)
-        return _diagonal(scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
+        return partial(torch.mul, scale * mass * torch.sigmoid(z) * torch.sigmoid(-z))
 
     def hessian_root(
         self, prediction: Tensor, target: Tensor, batch_size: int
@@ -89,10 +91,3 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
         p = torch.sigmoid(z)
         label = (u < p.double().unsqueeze(-1)).movedim(-1, 0)
         return mass.sqrt() * (p - label.to(p))
-
-
-def _diagonal(d: Tensor) -> HessianProduct:
-    def product(u: Tensor) -> Tensor:
-        return d * u
-
-    return product

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Generator, Tensor
 
@@ -130,7 +132,7 @@ class CrossEntropy(LikelihoodLoss):
             if self.weight is not None:
                 total = total * self.weight.to(p)[index]
             gradient = (p * total).scatter_add_(dim, index, -total)
-        product = _softmax_hessian(p, total, dim)
+        product = partial(_times_softmax_hessian, p, total, dim)
         return ClosedFormGradient.apply(prediction, gradient, product)
 
     @closed_form
@@ -139,7 +141,8 @@ class CrossEntropy(LikelihoodLoss):
     ) -> HessianProduct:
         dim = _class_dimension(prediction)
         p = torch.softmax(prediction.detach(), dim)
-        return _softmax_hessian(p, scale * self.row_weights(prediction, target), dim)
+        total = scale * self.row_weights(prediction, target)
+        return partial(_times_softmax_hessian, p, total, dim)
 
     def hessian_root(
         self, prediction: Tensor, target: Tensor, batch_size: int
@@ -199,13 +202,9 @@ def _class_dimension(prediction: Tensor) -> int:
     return -1 if prediction.ndim == 1 else 1 - prediction.ndim
 
 
-def _softmax_hessian(p: Tensor, total: Tensor, dim: int) -> HessianProduct:
+def _times_softmax_hessian(p: Tensor, total: Tensor, dim: int, u: Tensor) -> Tensor:
     """Product with ``total (diag p - p p^T)``, row by row; ``total`` has one entry each."""
-
-    def product(u: Tensor) -> Tensor:
-        # in place: with a large vocabulary these are the largest tensors there are
-        product = p * u
-        along = product.sum(dim, keepdim=True)
-        return product.addcmul_(p, along, value=-1).mul_(total)
-
-    return product
+    # in place: with a large vocabulary these are the largest tensors there are
+    product = p * u
+    along = product.sum(dim, keepdim=True)
+    return product.addcmul_(p, along, value=-1).mul_(total)

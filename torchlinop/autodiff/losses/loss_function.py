@@ -14,6 +14,7 @@ from torch.autograd import Function
 from torchlinop._typing import Reduction
 from torchlinop.autodiff.losses.roots import HessianRoot
 
+#: a partial function, the tensors among whose arguments are what it holds, if it can be
 HessianProduct = Callable[[Tensor], Tensor]
 
 
@@ -101,6 +102,11 @@ def ones_by_row(prediction: Tensor, dim: int | None) -> Tensor:
     return ones if dim is None else ones.narrow(dim, 0, 1)
 
 
+def tensors_of(product: HessianProduct) -> list[Tensor]:
+    """Return what a product with a matrix holds."""
+    return [t for t in getattr(product, "args", ()) if isinstance(t, Tensor)]
+
+
 def closed_form(method: Callable[..., Any]) -> Callable[..., Any]:
     """Let a method compute outside of modes, which have nothing to replace in it."""
 
@@ -118,6 +124,7 @@ class ClosedFormGradient(Function):
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, gradient: Tensor, product: Any) -> Tensor:
         ctx.product = product
+        ctx.save_for_backward(*tensors_of(product))  # where it is counted
         return gradient.view_as(gradient)
 
     @staticmethod

@@ -12,48 +12,57 @@ from torchlinop.autodiff.replay.recording import Call, Value
 
 def write(calls: list[Call], result: Value, x: Value) -> Callable[[Tensor], Tensor]:
     """Return a function of ``x`` that makes these calls and frees what it can early."""
-    names = {x: "x"}
-    scope: dict[str, Any] = {}
-
-    def constant(value: Any, prefix: str) -> str:
-        name = f"{prefix}{len(scope)}"
-        scope[name] = value
-        return name
-
-    def spell(value: Any) -> str:
-        if isinstance(value, Value):
-            if value not in names:
-                assert value.constant is not None
-                names[value] = constant(value.constant.detach(), "c")
-            return names[value]
-        if isinstance(value, (list, tuple)):
-            return "[" + ", ".join([spell(v) for v in value]) + "]"
-        if value is None or isinstance(value, (bool, int)):
-            return repr(value)
-        return constant(value, "k")
-
-    def target(result: Any) -> str:
-        if isinstance(result, (list, tuple)):
-            return "(" + "".join([target(r) + ", " for r in result]) + ")"
-        if not isinstance(result, Value):
-            return "_"
-        name = names.setdefault(result, f"t{len(names)}")
-        return "_" if name in scope else name  # memory from outside was written into
-
+    text = _Text(x)
     lines = []
     for call, dead in zip(calls, _last_uses(calls, keep={x, result}), strict=True):
-        arguments = [spell(a) for a in call.args]
-        arguments += [f"{key}={spell(a)}" for key, a in call.kwargs.items()]
-        kernel = constant(call.func._op, "f")
-        lines.append(f"{target(call.result)} = {kernel}({', '.join(arguments)})")
-        temporary = [names[v] for v in dead if names[v].startswith("t")]
+        arguments = [text.spelled(a) for a in call.args]
+        arguments += [f"{key}={text.spelled(a)}" for key, a in call.kwargs.items()]
+        kernel = text.constant(call.func._op, "f")
+        lines.append(f"{text.target(call.result)} = {kernel}({', '.join(arguments)})")
+        temporary = [name for v in dead if (name := text.names[v]).startswith("t")]
         if temporary:
             lines.append(" = ".join(temporary) + " = None")
-    lines.append(f"return {names[result]}")
+    lines.append(f"return {text.names[result]}")
     source = "def run(x):\n    " + "\n    ".join(lines)
-    exec(compile(source, "<replayed kernels>", "exec"), scope)
-    run: Callable[[Tensor], Tensor] = scope.pop("run")  # no cycle: run refers to scope
+    exec(compile(source, "<replayed kernels>", "exec"), text.scope)
+    run: Callable[[Tensor], Tensor] = text.scope.pop("run")  # which refers to the scope
     return run
+
+
+class _Text:
+    """Names of values, and of the objects that a function refers to."""
+
+    def __init__(self, x: Value) -> None:
+        self.names = {x: "x"}
+        self.scope: dict[str, Any] = {}
+
+    def constant(self, value: Any, prefix: str) -> str:
+        """Give an object a name."""
+        name = f"{prefix}{len(self.scope)}"
+        self.scope[name] = value
+        return name
+
+    def spelled(self, value: Any) -> str:
+        """An argument of a call."""
+        if isinstance(value, Value):
+            if value not in self.names:
+                assert value.constant is not None
+                self.names[value] = self.constant(value.constant.detach(), "c")
+            return self.names[value]
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join([self.spelled(v) for v in value]) + "]"
+        if value is None or isinstance(value, (bool, int)):
+            return repr(value)
+        return self.constant(value, "k")
+
+    def target(self, result: Any) -> str:
+        """What a call's result is assigned to."""
+        if isinstance(result, (list, tuple)):
+            return "(" + "".join([self.target(r) + ", " for r in result]) + ")"
+        if not isinstance(result, Value):
+            return "_"
+        name = self.names.setdefault(result, f"t{len(self.names)}")
+        return "_" if name in self.scope else name  # memory from outside was written into
 
 
 def _last_uses(calls: list[Call], *, keep: set[Value]) -> list[list[Value]]:
