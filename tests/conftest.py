@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,12 @@ import pytest
 import torch
 from torch.nn.modules.module import _has_any_global_hook
 from torchlinop.autodiff import columns, experience
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C be what it is, also where the shell has started the tests to ignore it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

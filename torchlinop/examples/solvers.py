@@ -173,7 +173,7 @@ def with_scipy(study: Study) -> dict[str, Any]:
     found["step"] = study.run(
         f"cg GGN + {DAMPING:g}",
         damped_G,
-        lambda A: spla.cg(A, g, maxiter=2000),
+        lambda A: spla.cg(A, g, maxiter=2000, atol=0.0),
         solve_residual(damped_G, g),
         lambda s: f"natural gradient of length {np.linalg.norm(s[0]):.4g}",
     )
