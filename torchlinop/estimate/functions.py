@@ -79,8 +79,8 @@ def function_trace(
     Raises
     ------
     ValueError
-        ``A`` is not square, an argument is out of range, or ``f`` is not finite at a Ritz
-        value.
+        ``A`` is not square or not symmetric, an argument is out of range, or ``f`` is not
+        finite at a Ritz value.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted
