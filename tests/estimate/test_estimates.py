@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchlinop import GGNLinearOperator, estimate
+from torchlinop import GGNLinearOperator, aslinearoperator, estimate, monitor
 from torchlinop.estimate.probes import ProbeSource
+from tqdm import tqdm
 
 from tests.estimate.matrices import Counted, Failing, decaying, with_spectrum
 from tests.problems import classification
@@ -269,3 +271,16 @@ def test_progress_bar(capsys):
     assert "product" in capsys.readouterr().err
     estimate.trace(decaying(), num_matvecs=10)
     assert not capsys.readouterr().err
+
+
+def test_no_thread_is_left(monkeypatch):
+    """Of tqdm's own, which looks after bars that stand still."""
+    monkeypatch.setattr(tqdm, "monitor", None)
+    before = threading.active_count()
+    for progress in (False, True):
+        estimate.trace(decaying(), num_matvecs=10, progress=progress)
+        with monitor(aslinearoperator(decaying()), progress=progress) as log:
+            estimate.eigsh(aslinearoperator(decaying()), 1, progress=progress)
+        assert not log.stopped
+    assert threading.active_count() == before
+    assert tqdm.monitor is None
