@@ -22,6 +22,7 @@ LAYERS = [
         "_cupy",
         "_watch",
         "_observers",
+        "_progress",
         "_interchange",
         "_space",
         "autodiff",

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from torchlinop._interchange import as_tensor
 from torchlinop._kept import free_memory
 from torchlinop._observers import OBSERVERS
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._pairs import Pairs, too_long
+from torchlinop._progress import Bar
 from torchlinop._runlog import RunLog
 from torchlinop._typing import Array
 
@@ -275,7 +275,7 @@ def _right_hand_side(b: Array, A: TorchLinearOperator) -> Tensor:
     return tensor
 
 
-class _Bar(tqdm):
+class _Bar(Bar):
     """A bar that says how much of the budget is left, where there is one."""
 
     @property
@@ -286,7 +286,7 @@ class _Bar(tqdm):
         known["of"] = f" of {total}" if total else ""
         rate = rate or (n / known["elapsed"] if n and known["elapsed"] else None)
         known["left"] = (
-            f", {tqdm.format_interval((total - n) / rate)} left" if total and rate else ""
+            f", {Bar.format_interval((total - n) / rate)} left" if total and rate else ""
         )
         return known
 

@@ -256,13 +256,15 @@ def _density_around(
     index = torch.as_tensor(sure, device=A.device)
     V, known = top.eigenvectors[:, index], top.eigenvalues[index].double().cpu().numpy()
     n, rest = A.shape[0], A.shape[0] - len(sure)
+    size = top.eigenvalues.abs().max().item()
     steps = min(_STEPS, rest)
     probes = max(num_matvecs // max(steps, 1), 3)
     source, found = ProbeSource(A, "rademacher", seed), []
     with progress_bar(progress, probes * steps) as bar:
         for begin in range(0, probes if rest else 0, block_size(A)):
             rows = source.rows(min(block_size(A), probes - begin))
-            recurrence = Recurrence(_Rest(A, V), _without(V, rows.T).T.contiguous())
+            rows = _without(V, rows.T).T.contiguous()
+            recurrence = Recurrence(_Rest(A, V), rows, norm=size)
             # E |z|^2 = rest; the size of each vector counts, so that nothing is biased
             sizes = recurrence.squared_norms.double().cpu().numpy()[:, None] / n
             recurrence.advance(steps, bar.update)

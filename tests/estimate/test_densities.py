@@ -157,6 +157,29 @@ def test_layers():
         estimate.layer_densities(decaying(), space=H.space)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "skew"),
+    [(torch.float32, 1.0), (torch.float64, 0.01), (torch.float64, 1.0), (torch.cdouble, 1)],
+)
+def test_matrices_that_are_not_symmetric(dtype, skew):
+    generator = torch.Generator().manual_seed(0)
+    part = torch.randn(300, 300, generator=generator, dtype=dtype)
+    A = with_spectrum(UNIFORM[:300] + 1, dtype) + skew * (part - part.mH) / 34
+    for count in (2, 10):
+        with pytest.raises(ValueError, match=r"not symmetric.* take \(A \+ A\.H\) / 2"):
+            estimate.spectral_density(A, num_probes=count, num_steps=10)
+    for estimator in (
+        lambda A: estimate.logdet(A, damping=10.0),
+        lambda A: estimate.effective_dimension(A, damping=10.0),
+        lambda A: estimate.function_trace(A, np.exp),
+    ):
+        with pytest.raises(ValueError, match="not symmetric"):
+            estimator(A)
+    if skew == 1:
+        with pytest.raises(ValueError, match="not symmetric"):
+            estimate.spectral_density(A, num_probes=1, num_steps=10)
+
+
 def test_interrupt_and_bad_input():
     A = Failing(decaying(), 30, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt) as caught:

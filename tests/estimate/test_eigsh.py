@@ -219,6 +219,24 @@ def test_non_symmetric_and_random_matrices():
         estimate.eigsh(Noisy(with_spectrum(UNIFORM)), 3)
 
 
+def test_small_bases_that_the_search_for_the_missed_fills():
+    """Copies turn up when the basis is full; then it is restarted before it goes on."""
+    top = torch.cat([torch.full((20,), 2 - 1e-7), torch.full((40,), 2.0)]).double()
+    values = torch.cat([torch.linspace(-0.3, 1, 740, dtype=torch.float64), top])
+    A = with_spectrum(values)
+    for options in ({"ncv": 22}, {"memory_budget": 22 * 800 * 8}):
+        found = estimate.eigsh(A, 20, **options)
+        assert found.converged.all()
+        assert (found.eigenvalues - 2).abs().max() < 2e-5
+        V = found.eigenvectors
+        # each of about a hundred restarts rounds once more
+        assert (V.mH @ V - torch.eye(20)).abs().max() < 1e-13
+    few = torch.cat([torch.linspace(0, 1, 20), torch.full((4,), 2.0)]).double()
+    B = with_spectrum(few)
+    for ncv in (4, 5, 6):
+        check(B, few, 2, ncv=ncv, seed=5)
+
+
 BAD = {
     "k=0": ({"k": 0}, "k has to be an integer of at least 1"),
     "k large": ({"k": 61}, "k has to be at most N = 60, got 61"),

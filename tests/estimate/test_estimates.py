@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchlinop import GGNLinearOperator, estimate
+from torchlinop import GGNLinearOperator, aslinearoperator, estimate, monitor
 from torchlinop.estimate.probes import ProbeSource
+from tqdm import tqdm
 
 from tests.estimate.matrices import Counted, Failing, decaying, with_spectrum
 from tests.problems import classification
@@ -152,6 +154,22 @@ def test_closed_forms():
     assert abs(norm.value - values.norm().item()) < 3 * norm.stderr
 
 
+@pytest.mark.parametrize("products", [100, 200])
+def test_standard_errors_where_the_steps_are_too_few(products):
+    """The quadratures have not settled: what is missing is more than the last change."""
+    many = 10.0 ** -torch.linspace(0, 6, 400, dtype=torch.float64)
+    half = torch.cat([torch.zeros(200), torch.linspace(0.01, 1, 200)]).double()
+    options = {"num_matvecs": products}
+    for seed in range(6):
+        found = estimate.logdet(with_spectrum(many), damping=1e-7, seed=seed, **options)
+        truth = (many + 1e-7).log().sum().item()
+        assert abs(found.value - truth) < 2 * found.stderr < 2 * abs(truth)
+        A = with_spectrum(half)
+        found = estimate.effective_dimension(A, damping=1e-6, seed=seed, **options)
+        truth = (half / (half + 1e-6)).sum().item()
+        assert abs(found.value - truth) < 3 * found.stderr < math.inf
+
+
 def test_logdet_of_a_ggn():
     problem = classification(nn.CrossEntropyLoss())
     G = GGNLinearOperator(*problem.arguments)
@@ -253,3 +271,16 @@ def test_progress_bar(capsys):
     assert "product" in capsys.readouterr().err
     estimate.trace(decaying(), num_matvecs=10)
     assert not capsys.readouterr().err
+
+
+def test_no_thread_is_left(monkeypatch):
+    """Of tqdm's own, which looks after bars that stand still."""
+    monkeypatch.setattr(tqdm, "monitor", None)
+    before = threading.active_count()
+    for progress in (False, True):
+        estimate.trace(decaying(), num_matvecs=10, progress=progress)
+        with monitor(aslinearoperator(decaying()), progress=progress) as log:
+            estimate.eigsh(aslinearoperator(decaying()), 1, progress=progress)
+        assert not log.stopped
+    assert threading.active_count() == before
+    assert tqdm.monitor is None

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
-from tqdm import tqdm
 
+from torchlinop._progress import Bar
 from torchlinop._typing import Data
 from torchlinop.data.batches import Batch, as_batch, leading_dimension
 from torchlinop.data.checks import require_batches, require_reiterable
@@ -239,7 +239,7 @@ class DataSource:
         reader = self._workers if data is self._data else None
         items = data if self.lasts else seeded_pass(data, seed, reader=reader)
         if progressbar:
-            items = tqdm(items, total=self.num_batches or None, desc="batches")
+            items = Bar(items, total=self.num_batches or None, desc="batches")
         for position, item in enumerate(items):
             yield as_batch(position, item, self._batch_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,17 @@ def require_finite(x: Tensor, what: str) -> None:
         raise np.linalg.LinAlgError(
             f"{what}: a product with the matrix has NaN or infinite entries. For a "
             "curvature matrix look for NaN in parameters and data with check_finite=True."
+        )
+
+
+def require_symmetric(defect: float, norm: float, eps: float) -> None:
+    """Refuse a matrix of which ``Q^H A Q`` differs from its adjoint by this much."""
+    if defect > 4 * math.sqrt(eps) * norm:
+        raise ValueError(
+            "The matrix is not symmetric, or not the same in each product: entries of "
+            f"Q^H A Q that should agree differ by {defect:.2e}, where the norm of A is "
+            f"about {norm:.2e}. Hessian, GGN and Fisher matrices are symmetric; "
+            "for others take (A + A.H) / 2 or A.H @ A."
         )
 
 

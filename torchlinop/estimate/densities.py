@@ -217,7 +217,7 @@ def spectral_density(
     Raises
     ------
     ValueError
-        ``A`` is not square, or a count is below 1.
+        ``A`` is not square or not symmetric, or a count is below 1.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted

@@ -27,6 +27,8 @@ _RTOL = 0.01
 _FIRST = 8
 #: the part of the standard error that a quadrature may be wrong by
 _SHARE = 0.1
+#: largest quotient of two changes with which the rest of their series is estimated
+_SLOWEST = 0.9
 #: most vectors, as a multiple of ``N``, where there is no other limit
 _MOST = 4
 
@@ -74,13 +76,14 @@ def function_trace(
     Returns
     -------
     Estimate
-        Its standard error has the last change of the quadratures added.
+        Its standard error has the last change of the quadratures added; where they have
+        not settled, those that would follow as well.
 
     Raises
     ------
     ValueError
-        ``A`` is not square, an argument is out of range, or ``f`` is not finite at a Ritz
-        value.
+        ``A`` is not square or not symmetric, an argument is out of range, or ``f`` is not
+        finite at a Ritz value.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted
@@ -268,13 +271,15 @@ class _Quadratures:
         recurrence = Recurrence(self._A, self._source.rows(count))
         most = min(self._A.shape[0], limit // count)
         steps, samples = 0, np.zeros(0)
+        changes: list[float] = []
         for steps in _schedule(most):
             recurrence.advance(steps - recurrence.steps, each)
             before, samples = samples, self._evaluate(recurrence)
             self._samples, self.num_matvecs = samples, count * steps
             if not len(before):
                 continue
-            self._change = abs(float((samples - before).mean()))
+            changes.append(abs(float((samples - before).mean())))
+            self._change = changes[-1]
             value, error = mean_and_stderr(samples)
             expected = error * math.sqrt(count * steps / max(limit, count * steps))
             if rtol is not None:
@@ -282,6 +287,8 @@ class _Quadratures:
             least = 10 * recurrence.eps * np.abs(samples).max()
             if self._change <= max(_SHARE * expected, least):
                 break
+        else:
+            self._change = _change_and_rest(changes)
         if steps == self._A.shape[0]:
             self._change = 0.0  # these quadratures are exact
         return steps
@@ -313,10 +320,23 @@ class _Quadratures:
         return value, math.hypot(error, self._change)
 
 
+def _change_and_rest(changes: list[float]) -> float:
+    """The last change and those that would follow, where each is a part of the one before.
+
+    The numbers of steps grow by a factor, so it is a geometric series also where the error
+    falls with a power of the steps only.
+    """
+    if not changes:
+        return math.inf
+    before = changes[-2] if len(changes) > 1 else 0.0
+    ratio = min(changes[-1] / before, _SLOWEST) if before else _SLOWEST
+    return changes[-1] / (1 - ratio)
+
+
 def _schedule(most: int) -> list[int]:
-    """Numbers of steps at which to look, up to the most."""
-    steps, schedule = 4, []
-    while steps < most:
+    """Numbers of steps at which to look, up to the most; at least three if possible."""
+    steps, schedule = 4 if most > 8 else max(most // 3, 1), []
+    while math.ceil(1.3 * steps) <= most:
         schedule.append(steps)
         steps = math.ceil(1.3 * steps)
-    return [*schedule, most]
+    return [*schedule, most] if schedule[-1:] != [most] else schedule

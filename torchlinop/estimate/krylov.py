@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
+from torchlinop.estimate.arguments import require_symmetric
 from torchlinop.estimate.basis import Basis
 from torchlinop.estimate.probes import ProbeSource
 from torchlinop.estimate.sketches import on_host
@@ -101,7 +102,8 @@ class KrylovSpace:
             more, beta = self._orthogonalize(w, j + 1)
             c += more
         self.norm = max(self.norm, math.sqrt(np.vdot(c, c).real + beta**2))
-        self._require_symmetric(c[:j].conj() - b - self._take_from_aside(q))
+        defect = np.abs(c[:j].conj() - b - self._take_from_aside(q)).max(initial=0)
+        require_symmetric(defect, self.norm, self.eps)
         self._T[:j, j], self._T[j, :j] = c[:j], c[:j].conj()
         self._T[j, j] = c[j].real
         B = np.vstack([self._B, np.zeros_like(self._B, shape=(1, len(self._aside)))])
@@ -131,16 +133,6 @@ class KrylovSpace:
         along = torch.mv(self._aside, q.conj())
         self._aside.addr_(along, q, alpha=-1)
         return self._B @ on_host(along)
-
-    def _require_symmetric(self, defect: np.ndarray) -> None:
-        size = np.abs(defect).max(initial=0)
-        if size > 4 * math.sqrt(self.eps) * self.norm:
-            raise ValueError(
-                "The matrix is not symmetric, or not the same in each product: entries of "
-                f"Q^H A Q that should agree differ by {size:.2e}, where the norm of A is "
-                f"about {self.norm:.2e}. Hessian, GGN and Fisher matrices are symmetric; "
-                "for others take (A + A.H) / 2 or A.H @ A."
-            )
 
     def start_afresh(self) -> None:
         """Set the next vector aside and go on from a random one."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from tqdm import tqdm
+from torchlinop._progress import Bar, NoBar
 
 
-def progress_bar(show: bool, total: int | None) -> Any:
-    """Return a tqdm bar, hidden unless it is to be shown."""
-    return tqdm(total=total, unit="product", disable=not show, leave=False)
+def progress_bar(show: bool, total: int | None) -> Bar | NoBar:
+    """Return a bar, or what does nothing, to count products with."""
+    return Bar(total=total, unit="product", leave=False) if show else NoBar()

@@ -17,7 +17,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import require_finite
+from torchlinop.estimate.arguments import require_finite, require_symmetric
 
 
 class Quadrature(NamedTuple):
@@ -40,6 +40,8 @@ class Recurrence:
         Symmetric or Hermitian.
     rows
         Starting vectors, shape ``(K, N)``; overwritten.
+    norm
+        What rounding errors are relative to, where that is more than the products show.
 
     Attributes
     ----------
@@ -49,8 +51,8 @@ class Recurrence:
         Rounding unit of the products.
     """
 
-    def __init__(self, A: TorchLinearOperator, rows: Tensor) -> None:
-        self._A = A
+    def __init__(self, A: TorchLinearOperator, rows: Tensor, *, norm: float = 0.0) -> None:
+        self._A, self._norm = A, norm
         self.eps = torch.finfo(rows.dtype).eps
         self.squared_norms = _dots(rows, rows)
         self._q = rows.mul_(self.squared_norms.rsqrt().unsqueeze(1))
@@ -62,17 +64,22 @@ class Recurrence:
     def advance(self, steps: int, each: Callable[[int], object] | None = None) -> None:
         """Take some steps, of one product with the block each.
 
-        ``each`` is called with the number of vectors that were multiplied.
+        ``each`` is called with the number of vectors that were multiplied. The first two
+        show whether the matrix is symmetric.
         """
         for _ in range(steps):
             q = self._q
             w = self._A._product(q.T).T
             alpha = _dots(q, w)
+            defect = self._defect(w)
             if self._previous is not None:
                 w = w.addcmul(self._previous, self._beta.unsqueeze(1), value=-1)
             w = w.addcmul(q, alpha.unsqueeze(1), value=-1)
             beta = _dots(w, w).sqrt()
             self._size = torch.maximum(self._size, alpha.abs() + beta)
+            if defect is not None:
+                norm = max(self._norm, float(self._size.max()))
+                require_symmetric(float(defect.abs().max()), norm, self.eps)
             # what is left may be rounding: then the recurrence has found all it can
             going = beta > 4 * self.eps * self._size
             beta = torch.where(going, beta, 0)
@@ -83,6 +90,19 @@ class Recurrence:
             if each is not None:
                 each(len(q))
         require_finite(self._coefficients[-1][0], "Lanczos' recurrence")
+
+    def _defect(self, w: Tensor) -> Tensor | None:
+        """Differences of numbers that agree where the matrix is symmetric.
+
+        In the first step those of one vector and another; in the second, where most of each
+        vector is the first one's product, those of the first and the second.
+        """
+        if self.steps == 0:
+            products = self._q.conj() @ w.T
+            return products - products.mH
+        if self.steps == 1 and self._previous is not None:
+            return _dots(self._previous, w) - self._beta
+        return None
 
     @property
     def steps(self) -> int:

@@ -112,6 +112,10 @@ def _converge(
     space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count
 ) -> Found:
     """Extend and restart the space until the wanted pairs have converged."""
+    if space.size and (space.complete or space.num_matvecs >= limit):
+        return look(space, k, which, tol)
+    if space.size == space.capacity:  # the search for what was missed has filled it
+        _shorten(space, k, which, look(space, k, which, tol))
     due = max(k, space.size + 1)
     before = (0, math.inf)  # number of products, logarithm of how much is missing
     while True:
@@ -128,13 +132,18 @@ def _converge(
             return found
         space.turn_to(found.S[:, missing])
         if full:
-            room = space.capacity - k
-            kept = _order(found.theta, which)[: k + min(2 * room // 5, room - 2)]
-            space.restart(found.theta[kept], found.S[:, kept])
+            _shorten(space, k, which, found)
         now = space.num_matvecs, math.log(rest.max() / found.goal)
         rate = (before[1] - now[1]) / (now[0] - before[0])
         ahead = 0.4 * now[1] / rate if 0 < rate < math.inf else 1
         before, due = now, space.size + int(np.clip(ahead, 1, 1 + space.size // 8))
+
+
+def _shorten(space: KrylovSpace, k: int, which: str, found: Found) -> None:
+    """Restart with the wanted Ritz vectors and the next best; two places are left."""
+    room = space.capacity - k
+    kept = _order(found.theta, which)[: k + min(2 * room // 5, room - 2)]
+    space.restart(found.theta[kept], found.S[:, kept])
 
 
 def look(space: KrylovSpace, k: int, which: str, tol: float) -> Found:
