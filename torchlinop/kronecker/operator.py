@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._space import ParameterSpace, named_parameters
-from torchlinop._typing import Parameters
+from torchlinop._typing import Parameters, Scalar
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import DataChangedError
 from torchlinop.kronecker.damping import damped_inverse
@@ -32,7 +32,9 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
     """A block-diagonal approximation that is computed from a model and its data.
 
     Not to be made by users. Its matrix follows changes of parameters and data: what is
-    computed belongs to one look at them.
+    computed belongs to one look at them. Multiples, powers, and sums and products with
+    block-diagonal matrices of the same blocks are block diagonal, made of the matrix as it
+    is now: they no longer follow the model. Sums and products with others do.
 
     Attributes
     ----------
@@ -189,6 +191,25 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
+
+    def _fixed(self) -> StructuredLinearOperator:
+        return self._current()
+
+    def _plus(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        matrix = self._current()
+        partner = matrix._partner(other)
+        return super()._plus(other) if partner is None else matrix._plus(partner)
+
+    def _times(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        matrix = self._current()
+        partner = matrix._partner(other)
+        return super()._times(other) if partner is None else matrix._times(partner)
+
+    def _scaled(self, alpha: float | complex) -> TorchLinearOperator:
+        return self._current()._scaled(alpha)
+
+    def _raised(self, p: Scalar) -> TorchLinearOperator:
+        return self._current()._raised(p)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal, shape ``(n,)``."""
