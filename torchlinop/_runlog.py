@@ -239,8 +239,24 @@ class RunLog:
 
     @classmethod
     def load(cls, path: str | Path) -> RunLog:
-        """Read what :meth:`save` has written; vectors are not in it."""
-        record = json.loads(Path(path).read_text())
+        """Read what :meth:`save` has written; vectors are not in it.
+
+        Raises
+        ------
+        ValueError
+            The file was not written by :meth:`save`.
+        """
+        text = Path(path).read_bytes()
+        try:
+            return cls._read(json.loads(text))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is no log of a run, or not a whole one ({error!r}): "
+                "RunLog.load reads what RunLog.save has written."
+            ) from error
+
+    @classmethod
+    def _read(cls, record: dict[str, Any]) -> RunLog:
         curve = record.pop("convergence")
         record["shape"] = tuple(record["shape"])
         record["products"] = [tuple(product) for product in record["products"]]

@@ -10,6 +10,7 @@ their own.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import platform
 import resource
@@ -191,6 +192,11 @@ def memory(what: str) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
+def _peer() -> str:
+    name = "curvlinops-for-pytorch"
+    return f"{name} {importlib.metadata.version(name)}" if PEER else "no curvlinops"
+
+
 def main() -> None:
     """Print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -205,7 +211,7 @@ def main() -> None:
         print(memory(given.memory))
         return
     lines = [
-        f"torch {torch.__version__}, torchlinop {torchlinop.__version__}, "
+        f"torch {torch.__version__}, torchlinop {torchlinop.__version__}, {_peer()}, "
         f"{platform.machine()}, 2 threads, medians of {given.rounds} rounds; times in "
         "gradients of the same loss.",
         "",

@@ -8,6 +8,7 @@ import scipy.sparse.linalg
 import torch
 from torch import nn
 from torchlinop import (
+    BlockDiagonalLinearOperator,
     CGInverseLinearOperator,
     EKFACLinearOperator,
     GGNDiagonalLinearOperator,
@@ -43,6 +44,60 @@ def test_functions_of_the_matrix(kind, name):
     root = inverse.power(0.5)
     torch.testing.assert_close((root @ root).to_dense(), inverse.to_dense())
     torch.testing.assert_close((A.power(0.5) @ A.power(0.5)).to_dense(), dense)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_expressions_keep_the_blocks(kind):
+    problem = ZOO["tokens"]()
+    A = kind(*problem.arguments)
+    dense = A.to_dense()
+    other, fixed = kind(*problem.arguments, fisher_type="mc"), A.matrix
+    expressions = [
+        (A + other, dense + other.to_dense()),
+        (A - other, dense - other.to_dense()),
+        (2 * A, 2 * dense),
+        (-A / 4, -dense / 4),
+        (A @ other, dense @ other.to_dense()),
+        (A**3, dense @ dense @ dense),
+        (A + fixed, 2 * dense),
+        (fixed - A / 2, dense / 2),
+        (fixed @ A, dense @ dense),
+        (2 * A + A, 3 * dense),
+        (A.inverse(damping=0.1) @ A, torch.linalg.inv(dense + 0.1 * _eye(dense)) @ dense),
+    ]
+    with torch.no_grad():
+        problem.params[0].mul_(2)  # the results are fixed matrices
+    for result, expected in expressions:
+        assert isinstance(result, BlockDiagonalLinearOperator)
+        assert len(result.blocks) == len(fixed.blocks)
+        torch.testing.assert_close(result.to_dense(), expected)
+    assert not torch.allclose(A.to_dense(), dense)
+
+
+def test_expressions_with_other_matrices_follow_the_model():
+    problem = ZOO["mlp"]()
+    K = KFACLinearOperator(*problem.arguments)
+    n = len(K.to_dense())
+    separate = KFACLinearOperator(*problem.arguments, joint_bias=False)  # other blocks
+    results = [
+        (
+            K + IdentityLinearOperator([(n,)], K.device, K.torch_dtype),
+            lambda k, s: k + _eye(k),
+        ),
+        (K + separate, lambda k, s: k + s),
+        (K @ separate, lambda k, s: k @ s),
+    ]
+    with torch.no_grad():
+        problem.params[0].mul_(2)
+    for result, expected in results:
+        assert not isinstance(result, BlockDiagonalLinearOperator)
+        torch.testing.assert_close(
+            result.to_dense(), expected(K.to_dense(), separate.to_dense())
+        )
+
+
+def _eye(matrix):
+    return torch.eye(len(matrix), dtype=matrix.dtype)
 
 
 def test_strategies():

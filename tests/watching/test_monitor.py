@@ -457,6 +457,14 @@ def test_a_log_is_saved_and_read(A, tmp_path):
         RunLog.load(path).convergence()
 
 
+@pytest.mark.parametrize("text", ["{}", "[]", "", "no JSON", '{"convergence": null}'])
+def test_files_that_are_no_logs(text, tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"run.json is no log of a run.*RunLog.save"):
+        RunLog.load(path)
+
+
 def test_the_bar(A, capsys):
     with monitor(A, max_products=30, progress=True):
         for _ in range(20):

@@ -31,8 +31,10 @@ class KFACLinearOperator(BlockwiseLinearOperator):
 
     Layers are recognized by the calls of torch functions, not by modules: ``linear``,
     ``@``, ``addmm``, convolutions, ``embedding``, normalizations, attention; plain
-    functions, tied weights and weights used several times are covered. The factors are
-    computed when the operator is built and after a change of parameters or data.
+    functions are covered, and weights that are used several times in the same way. A
+    weight tied between an embedding and a head, or used as a matrix and as its transpose,
+    has no Kronecker block and is ``uncovered``. The factors are computed when the operator
+    is built and after a change of parameters or data.
 
     Parameters
     ----------

@@ -5,19 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop._space import ParameterSpace
+from torchlinop._space import ParameterSpace, named_parameters
+from torchlinop._typing import Parameters, Scalar
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import DataChangedError
 from torchlinop.kronecker.damping import damped_inverse
 from torchlinop.kronecker.settings import Settings
-from torchlinop.kronecker.storage import StoredFileError, load_matrix, save_matrix
+from torchlinop.kronecker.storage import (
+    StoredFileError,
+    as_described,
+    load_matrix,
+    save_matrix,
+)
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import BlockDiagonalLinearOperator, StructuredLinearOperator
 
@@ -26,7 +32,9 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
     """A block-diagonal approximation that is computed from a model and its data.
 
     Not to be made by users. Its matrix follows changes of parameters and data: what is
-    computed belongs to one look at them.
+    computed belongs to one look at them. Multiples, powers, and sums and products with
+    block-diagonal matrices of the same blocks are block diagonal, made of the matrix as it
+    is now: they no longer follow the model. Sums and products with others do.
 
     Attributes
     ----------
@@ -122,7 +130,7 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         cls,
         path: str | os.PathLike[str],
         *,
-        params: Mapping[str, Tensor] | None = None,
+        params: Parameters | None = None,
         device: torch.device | str = "cpu",
     ) -> Self:
         """Return the operator that :meth:`save` wrote: a fixed matrix, without its model.
@@ -132,7 +140,8 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         path
             File to read.
         params
-            The model's parameters by name, to be compared with those in the file.
+            The model's parameters, to be compared with those in the file: by name, or
+            those of a list in their order.
         device
             Where the operator is to be.
 
@@ -141,24 +150,25 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         StoredFileError
             The file is truncated or was not written by :meth:`save`, holds another kind of
             operator, or does not fit ``params`` (the error says what differs).
+        TypeError
+            ``params`` holds something else than tensors.
         ImportError
             safetensors is not installed.
         """
         device = torch.device(device)
         matrix, facts = load_matrix(path, device)
-        if facts["operator"] != cls.__name__:
+        if facts.get("operator") != cls.__name__:
             raise StoredFileError(
-                f"{os.fspath(path)} holds a {facts['operator']}; use its load."
+                f"{os.fspath(path)} holds a {facts.get('operator')}; use its load."
             )
-        shapes = dict(zip(facts["names"], map(tuple, facts["shapes"]), strict=True))
+        with as_described(path):
+            settings = Settings.of_values(facts["settings"])
+            space = _space_of(facts, matrix)
         if params is not None:
-            _require_same(path, shapes, {n: tuple(p.shape) for n, p in params.items()})
-        dtype = getattr(torch, facts["dtype"])
-        space = ParameterSpace(
-            {n: torch.empty(s, dtype=dtype, device=device) for n, s in shapes.items()}
-        )
+            stored = dict(zip(space.names, map(tuple, space.shapes), strict=True))
+            _require_same(path, stored, _shapes(params, space.names))
         operator = cls.__new__(cls)
-        operator._start(None, space, Settings.of_values(facts["settings"]))
+        operator._start(None, space, settings)
         operator._known = (0, matrix)
         return operator
 
@@ -181,6 +191,25 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
+
+    def _fixed(self) -> StructuredLinearOperator:
+        return self._current()
+
+    def _plus(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        matrix = self._current()
+        partner = matrix._partner(other)
+        return super()._plus(other) if partner is None else matrix._plus(partner)
+
+    def _times(self, other: TorchLinearOperator) -> TorchLinearOperator:
+        matrix = self._current()
+        partner = matrix._partner(other)
+        return super()._times(other) if partner is None else matrix._times(partner)
+
+    def _scaled(self, alpha: float | complex) -> TorchLinearOperator:
+        return self._current()._scaled(alpha)
+
+    def _raised(self, p: Scalar) -> TorchLinearOperator:
+        return self._current()._raised(p)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal, shape ``(n,)``."""
@@ -234,6 +263,30 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         Martens and Grosse (2015), section 6.3
         """
         return damped_inverse(self._current(), damping, strategy, min_damping)
+
+
+def _space_of(facts: dict[str, Any], matrix: BlockDiagonalLinearOperator) -> ParameterSpace:
+    """Return the parameters that a file names, which its matrix has to be of."""
+    dtype = getattr(torch, facts["dtype"])
+    named = dict(zip(facts["names"], facts["shapes"], strict=True))
+    space = ParameterSpace(
+        {n: torch.empty(s, dtype=dtype, device=matrix.device) for n, s in named.items()}
+    )
+    if tuple(space.sizes) != tuple(facts["sizes"]) or space.dtype != matrix.torch_dtype:
+        raise ValueError(
+            f"parameters of {space.sizes} entries in {space.dtype}, blocks for "
+            f"{facts['sizes']} in {matrix.torch_dtype}"
+        )
+    return space
+
+
+def _shapes(params: Parameters, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return shapes by name; parameters of a list are called as those of the file."""
+    given = ParameterSpace(named_parameters(None, params))
+    if not isinstance(params, Mapping):
+        further = [f"params[{i}]" for i in range(len(names), len(given.names))]
+        return dict(zip([*names, *further], map(tuple, given.shapes), strict=False))
+    return dict(zip(given.names, map(tuple, given.shapes), strict=True))
 
 
 def _require_same(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,16 +91,43 @@ def load_matrix(
             f"{os.fspath(path)} is no safetensors file, or is truncated ({error}). Write "
             "it again with save(path)."
         ) from error
-    try:
+    with as_described(path):
         blocks = [_read(part, tensors) for part in tree["blocks"]]
         groups = tuple(Group(tuple(n), tuple(i), rows) for n, i, rows in tree["groups"])
         layout = ParameterLayout(tuple(tree["sizes"]), groups)
         matrix = BlockDiagonalLinearOperator(blocks, layout)
-    except (KeyError, TypeError, IndexError) as error:
-        raise StoredFileError(
-            f"{os.fspath(path)} does not hold what its description says: {error!r}."
-        ) from error
+        _require_sizes(matrix, layout)
     return matrix, tree
+
+
+@contextmanager
+def as_described(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Make errors of what a file says about its tensors errors of the file."""
+    try:
+        yield
+    except StoredFileError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StoredFileError(
+            f"{os.fspath(path)} does not hold what its description says: {error!r}. "
+            "Compute and save it again."
+        ) from error
+
+
+def _require_sizes(matrix: BlockDiagonalLinearOperator, layout: ParameterLayout) -> None:
+    """Refuse blocks that have not the sizes of their parameters."""
+    indices = sorted(i for group in layout.groups for i in group.indices)
+    if indices != list(range(len(layout.sizes))):
+        raise ValueError(f"the blocks have the parameters {indices} of {layout.sizes}")
+    for group, block in zip(layout.groups, matrix.blocks, strict=True):
+        sizes = [layout.sizes[i] for i in group.indices]
+        if block.shape[0] != sum(sizes):
+            raise ValueError(
+                f"the block of {', '.join(group.names)} has shape {block.shape}, its "
+                f"parameters have {sum(sizes)} entries"
+            )
+        if group.rows is not None and any(size % group.rows for size in sizes):
+            raise ValueError(f"{sizes} entries of matrices with {group.rows} rows")
 
 
 def _tree(path: Any, metadata: dict[str, str] | None) -> dict[str, Any]:
@@ -108,7 +137,8 @@ def _tree(path: Any, metadata: dict[str, str] | None) -> dict[str, Any]:
             f"{os.fspath(path)} is a safetensors file of something else: it was not "
             "written by save(path)."
         )
-    tree: dict[str, Any] = json.loads(text)
+    with as_described(path):
+        tree: dict[str, Any] = dict(json.loads(text))
     if tree.get("format") != FORMAT:
         raise StoredFileError(
             f"{os.fspath(path)} has the format {tree.get('format')!r}, this version of "
@@ -176,18 +206,28 @@ def _read(part: dict[str, Any], tensors: dict[str, Tensor]) -> StructuredLinearO
     if kind == "diagonal":
         return DiagonalLinearOperator(tensors[part["entries"]])
     if kind == "eigh":
-        vectors = FactoredMatrix([tensors[name] for name in part["vectors"]])
+        vectors = FactoredMatrix([_square(tensors[name]) for name in part["vectors"]])
         return EighLinearOperator(tensors[part["values"]], vectors)
     if kind != "kronecker":
         raise KeyError(kind)
-    spectra = [
-        Spectrum(
-            tensors[s["values"]],
-            None if s["vectors"] is None else tensors[s["vectors"]],
-            s["smallest"],
-            getattr(torch, s["precision"]),
-        )
-        for s in part["spectra"]
-    ]
-    factors = [tensors[name] for name in part["factors"]]
+    factors = [_square(tensors[name]) for name in part["factors"]]
+    spectra = [_spectrum(s, tensors) for s in part["spectra"]]
+    if spectra and [s.values.shape for s in spectra] != [f.shape[:1] for f in factors]:
+        raise ValueError("decompositions of other factors")
     return KroneckerLinearOperator.of_factors(factors, spectra or None)
+
+
+def _spectrum(part: dict[str, Any], tensors: dict[str, Tensor]) -> Spectrum:
+    values, name = tensors[part["values"]], part["vectors"]
+    vectors = None if name is None else _square(tensors[name])
+    if vectors is not None and vectors.shape != (len(values), len(values)):
+        raise ValueError(f"{len(values)} eigenvalues, vectors {tuple(vectors.shape)}")
+    precision = getattr(torch, part["precision"])
+    return Spectrum(values, vectors, float(part["smallest"]), precision)
+
+
+def _square(factor: Tensor) -> Tensor:
+    """Return a square matrix, or a diagonal one by its entries."""
+    if factor.ndim not in (1, 2) or factor.shape[0] != factor.shape[-1]:
+        raise ValueError(f"a factor of shape {tuple(factor.shape)} is not square")
+    return factor

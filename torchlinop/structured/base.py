@@ -50,6 +50,10 @@ class StructuredLinearOperator(TorchLinearOperator):
             The damped matrix is singular.
         """
 
+    def _fixed(self) -> StructuredLinearOperator:
+        """Return the matrix that takes part in sums and products that keep a structure."""
+        return self
+
     def trace(self) -> Tensor:
         """Return the sum of the diagonal."""
         return total(self.diagonal())

@@ -169,25 +169,32 @@ class BlockDiagonalLinearOperator(StructuredLinearOperator):
 
     # ------------------------------------------------------------------ the algebra
 
-    def _matches(self, other: BlockDiagonalLinearOperator) -> bool:
-        shapes = [block.shape for block in self.blocks]
-        return (
-            same_place(self, other)
+    def _partner(self, other: TorchLinearOperator) -> BlockDiagonalLinearOperator | None:
+        """Return what has blocks in the same places, None for other operators."""
+        if isinstance(other, StructuredLinearOperator):
+            other = other._fixed()
+        if (
+            isinstance(other, BlockDiagonalLinearOperator)
+            and same_place(self, other)
             and other.layout == self.layout
-            and shapes == [block.shape for block in other.blocks]
-        )
+            and [b.shape for b in other.blocks] == [b.shape for b in self.blocks]
+        ):
+            return other
+        return None
 
     def _plus(self, other: TorchLinearOperator) -> TorchLinearOperator:
-        if isinstance(other, BlockDiagonalLinearOperator) and self._matches(other):
-            pairs = zip(self.blocks, other.blocks, strict=True)
-            return BlockDiagonalLinearOperator([a + b for a, b in pairs], self.layout)
-        return super()._plus(other)
+        partner = self._partner(other)
+        if partner is None:
+            return super()._plus(other)
+        pairs = zip(self.blocks, partner.blocks, strict=True)
+        return BlockDiagonalLinearOperator([a + b for a, b in pairs], self.layout)
 
     def _times(self, other: TorchLinearOperator) -> TorchLinearOperator:
-        if isinstance(other, BlockDiagonalLinearOperator) and self._matches(other):
-            pairs = zip(self.blocks, other.blocks, strict=True)
-            return BlockDiagonalLinearOperator([a @ b for a, b in pairs], self.layout)
-        return super()._times(other)
+        partner = self._partner(other)
+        if partner is None:
+            return super()._times(other)
+        pairs = zip(self.blocks, partner.blocks, strict=True)
+        return BlockDiagonalLinearOperator([a @ b for a, b in pairs], self.layout)
 
     def _scaled(self, alpha: float | complex) -> TorchLinearOperator:
         blocks = [block._scaled(alpha) for block in self.blocks]
