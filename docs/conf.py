@@ -23,6 +23,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
 }
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 exclude_patterns = ["_build", "examples", "gallery"]
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False

@@ -74,8 +74,6 @@ class Tracker:
     ----------
     history : list of Tracked
         One entry for each update.
-    eigenvectors : torch.Tensor
-        Those of the last update, shape ``(N, k)``.
 
     Raises
     ------

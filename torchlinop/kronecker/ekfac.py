@@ -46,9 +46,6 @@ class EKFACLinearOperator(BlockwiseLinearOperator):
     Attributes
     ----------
     space : ParameterSpace
-    blocks : dict
-        Blocks by the names of their parameters, mostly
-        :class:`~torchlinop.EighLinearOperator`.
 
     Raises
     ------

@@ -63,9 +63,6 @@ class KFACLinearOperator(BlockwiseLinearOperator):
     Attributes
     ----------
     space : ParameterSpace
-    blocks : dict
-        Blocks by the names of their parameters, mostly
-        :class:`~torchlinop.KroneckerLinearOperator`.
 
     Raises
     ------

@@ -48,8 +48,6 @@ class KFOCLinearOperator(BlockwiseLinearOperator):
     Attributes
     ----------
     space : ParameterSpace
-    blocks : dict
-        Blocks by the names of their parameters.
     num_passes : int
         Passes over the data, that of KFAC included.
 
