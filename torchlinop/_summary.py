@@ -15,6 +15,7 @@ from torchlinop._convergence import ConvergenceWarning
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate import Eigenpairs, Estimate, SpectralDensity, eigsh
 from torchlinop.estimate.arguments import at_least_zero, positive_count, square_operator
+from torchlinop.estimate.dense import whole_spectrum
 from torchlinop.estimate.estimates import mean_and_stderr
 from torchlinop.estimate.probes import ProbeSource, block_size
 from torchlinop.estimate.progress import progress_bar
@@ -127,7 +128,10 @@ class Summary:
             apart = f"{outliers}: number {outliers} is {gap:.2g} times the next"
         else:
             apart = f"no gap among the {len(top)} largest"
-        if np.isfinite(self.condition):
+        rounding = self.density.floor * (10 + self.density.dim**0.5)
+        if abs(low[0] + self.damping) <= rounding:
+            condition = f"singular with damping {self.damping:.3g}"
+        elif np.isfinite(self.condition):
             condition = f"{self.condition:.3g} with damping {self.damping:.3g}"
         else:
             condition = f"indefinite with damping {self.damping:.3g}; needs {-low[0]:.3g}"
@@ -156,7 +160,8 @@ def summary(
 ) -> Summary:
     """Look at the spectrum of a symmetric operator for a minute or less.
 
-    Eigenvalues at both ends by Lanczos, the rest by stochastic Lanczos quadrature.
+    Eigenvalues at both ends by Lanczos, the rest by stochastic Lanczos quadrature; all of
+    them by the dense matrix where that takes no more products (and at most 1,500).
 
     Parameters
     ----------
@@ -211,24 +216,29 @@ def summary(
         raise ValueError(
             f"num_matvecs has to be at least {_FEWEST} for a summary, got {num_matvecs}."
         )
-    with warnings.catch_warnings():  # the bounds say how far they are
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        most = max(int(_TOP * num_matvecs), k)
-        top = eigsh(A, k, tol=1e-4, max_matvecs=most, seed=seed, progress=progress)
-        most = int(_BOTTOM * num_matvecs)
-        few = min(3, A.shape[0])
-        bottom = eigsh(
-            A, few, which="SA", tol=1e-4, max_matvecs=most, seed=seed, progress=progress
-        )
-    left = num_matvecs - top.num_matvecs - bottom.num_matvecs
-    density = _density_around(A, top, left, seed, progress)
+    few = min(3, A.shape[0])
+    if A.shape[0] <= min(num_matvecs, _MOST):
+        top, bottom, density = whole_spectrum(A, k, few, seed)
+        spent = density.num_matvecs
+    else:
+        with warnings.catch_warnings():  # the bounds say how far they are
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            most = max(int(_TOP * num_matvecs), k)
+            top = eigsh(A, k, tol=1e-4, max_matvecs=most, seed=seed, progress=progress)
+            most = int(_BOTTOM * num_matvecs)
+            bottom = eigsh(
+                A, few, which="SA", tol=1e-4, max_matvecs=most, seed=seed, progress=progress
+            )
+        spent = top.num_matvecs + bottom.num_matvecs
+        density = _density_around(A, top, num_matvecs - spent, seed, progress)
+        spent += density.num_matvecs
     return Summary(
         operator=repr(A),
         top=top,
         bottom=bottom,
         density=density,
         damping=1e-3 * top.eigenvalues[-1].abs().item() if damping is None else damping,
-        num_matvecs=top.num_matvecs + bottom.num_matvecs + density.num_matvecs,
+        num_matvecs=spent,
         seconds=perf_counter() - start,
     )
 

@@ -153,6 +153,8 @@ def test_layers():
         estimate.layer_densities(2 * H)
     with pytest.raises(KeyError, match="are no parameters"):
         estimate.layer_densities(H, groups={"a": ["nothing"]})
+    with pytest.raises(TypeError, match=r"a list of parameters.* Write \['0\.weight'\]"):
+        estimate.layer_densities(H, groups={"w": "0.weight"})
     with pytest.raises(ValueError, match="entries, the operator 60 rows"):
         estimate.layer_densities(decaying(), space=H.space)
 

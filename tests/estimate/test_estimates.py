@@ -221,6 +221,8 @@ def test_bad_input(name):
         estimator(A, num_matvecs=0)
     with pytest.raises(ValueError, match="probes has to be one of rademacher, gaussian"):
         estimator(A, probes="normal")
+    with pytest.raises(TypeError, match=r"seed has to be an integer, got 1\.5"):
+        estimator(A, seed=1.5)
     broken = A.clone()
     broken[0, 0] = torch.inf
     with pytest.raises(np.linalg.LinAlgError, match="NaN or infinite entries"):
@@ -262,6 +264,10 @@ def test_methods_that_do_not_fit():
         estimate.effective_dimension(A, damping=0)
     with pytest.raises(ValueError, match="smallest Ritz value is -"):
         estimate.effective_dimension(A, damping=0.01)
+    with pytest.raises(TypeError, match="f gets a NumPy array: pass np"):
+        estimate.function_trace(A, torch.exp, num_matvecs=20)
+    with pytest.raises(TypeError, match="f gets a NumPy array: pass np"):
+        estimate.spectral_density(A).trace_of(torch.exp)
     with pytest.raises(ValueError, match="f has to map an array of Ritz values"):
         estimate.function_trace(A, lambda theta: theta[0], num_matvecs=20)
 

@@ -199,3 +199,11 @@ def test_nothing_to_draw():
     for nothing in ([], [np.nan]):
         with pytest.raises(ValueError, match="no eigenvalues to draw"):
             plot.eigenvalues(np.array(nothing))
+
+
+def test_what_is_no_density_and_no_log(A):
+    for draw in (plot.density, plot.log_density, lambda A: plot.layers({"all": A})):
+        with pytest.raises(TypeError, match=r"a SpectralDensity, which .* got Symmetric"):
+            draw(A)
+    with pytest.raises(TypeError, match=r"a RunLog, which .* got int"):
+        plot.convergence(1)

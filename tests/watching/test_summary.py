@@ -17,7 +17,7 @@ SPECTRUM = np.sort(np.r_[np.linspace(10, 20, 9), np.linspace(-1, 1, 291) ** 3])
 
 @pytest.fixture(scope="module")
 def found():
-    return torchlinop.summary(with_spectrum(SPECTRUM)[0], num_matvecs=600)
+    return torchlinop.summary(with_spectrum(SPECTRUM)[0], num_matvecs=290)
 
 
 def test_ends(found):
@@ -38,7 +38,7 @@ def test_integrals_within_their_errors():
         "effective_rank": sizes.sum() / 20,
         "negative_share": -SPECTRUM[SPECTRUM < 0].sum() / sizes.sum(),
     }
-    runs = [torchlinop.summary(A, num_matvecs=600, seed=seed) for seed in range(12)]
+    runs = [torchlinop.summary(A, num_matvecs=290, seed=seed) for seed in range(12)]
     for name, value in truth.items():
         estimates = [getattr(run, name) for run in runs]
         values = np.array([float(e) for e in estimates])
@@ -52,7 +52,7 @@ def test_integrals_within_their_errors():
 
 
 def test_products_and_weights(found):
-    assert found.num_matvecs <= 600 + 40
+    assert found.num_matvecs <= 290 + 60
     np.testing.assert_allclose(found.density.weights.sum(axis=1).mean(), 1, rtol=0.05)
     assert (np.diff(found.density.nodes, axis=1) >= 0).all()
     assert (found.density.weights >= 0).all()
@@ -92,14 +92,44 @@ def test_small_models(kind, dtype):
 
 
 def test_hermitian_and_tiny_matrices():
-    Z = np.random.default_rng(0).standard_normal((2, 40, 40))
+    Z = np.random.default_rng(0).standard_normal((2, 210, 210))
     U, _ = np.linalg.qr(Z[0] + 1j * Z[1])
-    run = torchlinop.summary(dense_operator(U * np.arange(40.0) @ U.conj().T), k=5)
-    assert run.top.eigenvalues.numpy() == pytest.approx(np.arange(35, 40))
-    assert abs(float(run.trace) - 780) < 6 * run.trace.stderr
+    values = np.arange(210.0) ** 3
+    A = dense_operator(U * values @ U.conj().T)
+    run = torchlinop.summary(A, k=5, num_matvecs=200)
+    assert run.top.eigenvalues.numpy() == pytest.approx(values[-5:])
+    assert abs(float(run.trace) - values.sum()) < 6 * run.trace.stderr
+    exact = torchlinop.summary(A)
+    assert exact.top.eigenvalues.numpy() == pytest.approx(values[-20:])
+    assert (exact.trace.value, exact.trace.stderr) == (pytest.approx(values.sum()), 0)
     one = torchlinop.summary(torch.tensor([[2.0]]))
     assert float(one.trace) == pytest.approx(2)
     assert str(torchlinop.summary(torch.zeros(3, 3)))
+
+
+def test_small_matrices_exactly():
+    A, _ = with_spectrum(SPECTRUM)
+    run = torchlinop.summary(A, k=300)
+    assert run.num_matvecs == 300
+    assert (run.trace.value, run.trace.stderr) == (pytest.approx(SPECTRUM.sum()), 0)
+    sizes = np.abs(SPECTRUM)
+    assert run.negative_share.value == pytest.approx(-SPECTRUM[:145].sum() / sizes.sum())
+    assert run.effective_rank.value == pytest.approx(sizes.sum() / 20)
+    V, values = run.top.eigenvectors, run.top.eigenvalues
+    defect = torch.linalg.vector_norm(A.dense @ V - V * values, dim=0)
+    assert (defect.numpy() <= run.top.residual_bounds).all()
+    three = torchlinop.summary(torch.eye(3))
+    assert (three.trace.value, three.trace.stderr) == (3, 0)
+    assert three.effective_rank.value == 3
+
+
+def test_singular_matrices():
+    singular, _ = with_spectrum(np.arange(30.0))
+    text = str(torchlinop.summary(singular, damping=0.0))
+    assert "condition           singular with damping 0" in text
+    assert "singular" in str(torchlinop.summary(torch.zeros(3, 3)))
+    assert "singular" not in str(torchlinop.summary(singular))
+    assert "singular" not in str(torchlinop.summary(torch.eye(3), damping=0.0))
 
 
 def test_bad_input():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,14 @@ def positive_count(name: str, value: int) -> int:
     if isinstance(value, bool) or int(value) != value or value < 1:
         raise ValueError(f"{name} has to be an integer of at least 1, got {value!r}.")
     return int(value)
+
+
+def integer_seed(seed: int) -> int:
+    """Return the seed of a generator."""
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed has to be an integer, got {seed!r}.") from None
 
 
 def at_least_zero(name: str, value: float) -> float:
@@ -81,6 +91,17 @@ def require_symmetric(defect: float, norm: float, eps: float) -> None:
             f"about {norm:.2e}. Hessian, GGN and Fisher matrices are symmetric; "
             "for others take (A + A.H) / 2 or A.H @ A."
         )
+
+
+def evaluated(f: Callable[[np.ndarray], Any], x: np.ndarray) -> np.ndarray:
+    """Return ``f(x)``; say what ``f`` gets if it does not take that."""
+    try:
+        return np.asarray(f(x))
+    except TypeError as error:
+        raise TypeError(
+            "f gets a NumPy array: pass np.exp, for instance, in place of torch.exp. It "
+            f"failed with: {error}"
+        ) from error
 
 
 def start_vector(v0: Array, A: TorchLinearOperator) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from torchlinop._typing import Array
-from torchlinop.estimate.arguments import positive_count, square_operator
+from torchlinop.estimate.arguments import evaluated, positive_count, square_operator
 from torchlinop.estimate.estimates import Estimate, mean_and_stderr
 from torchlinop.estimate.probes import Probes, ProbeSource, block_size
 from torchlinop.estimate.progress import progress_bar
@@ -162,7 +162,7 @@ class SpectralDensity:
 
         ``f`` maps a float64 array to one of its shape; it should be smooth.
         """
-        samples = self.dim * (self.weights * np.asarray(f(self.nodes))).sum(axis=1)
+        samples = self.dim * (self.weights * evaluated(f, self.nodes)).sum(axis=1)
         value, error = mean_and_stderr(samples)
         return Estimate(value, error, self.num_matvecs, "lanczos quadrature", self.seed)
 

@@ -11,6 +11,7 @@ import numpy as np
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import (
     at_least_zero,
+    evaluated,
     positive_count,
     square_operator,
     target,
@@ -84,6 +85,8 @@ def function_trace(
     ValueError
         ``A`` is not square or not symmetric, an argument is out of range, or ``f`` is not
         finite at a Ritz value.
+    TypeError
+        ``f`` does not take NumPy arrays.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted
@@ -302,7 +305,7 @@ class _Quadratures:
 
     def _evaluate(self, recurrence: Recurrence) -> np.ndarray:
         nodes, weights, _ = recurrence.quadrature()
-        values = np.asarray(self._f(nodes))
+        values = evaluated(self._f, nodes)
         if values.shape != nodes.shape or not np.isfinite(values[weights > 0]).all():
             raise ValueError(
                 "f has to map an array of Ritz values to finite numbers of the same shape; "

@@ -46,7 +46,7 @@ def layer_densities(
     Raises
     ------
     TypeError
-        ``A`` has no parameter space and none is given.
+        ``A`` has no parameter space and none is given, or a group is a string.
     KeyError
         A group names a parameter that the space has not.
 
@@ -76,6 +76,12 @@ def layer_densities(
         for name in space.names:
             modules.setdefault(name.rpartition(".")[0] or name, []).append(name)
         groups = modules
+    for group, names in groups.items():
+        if isinstance(names, str):
+            raise TypeError(
+                f"groups[{group!r}] has to be a list of parameters, got the string "
+                f"{names!r}. Write [{names!r}]."
+            )
     stops = dict(zip(space.names, accumulate(space.sizes), strict=True))
     sizes = dict(zip(space.names, space.sizes, strict=True))
     unknown = [name for names in groups.values() for name in names if name not in sizes]

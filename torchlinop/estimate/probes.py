@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import one_of
+from torchlinop.estimate.arguments import integer_seed, one_of
 
 #: distributions with ``E[z z^T] = I``
 Probes: TypeAlias = Literal["rademacher", "gaussian", "sphere"]
@@ -41,7 +41,7 @@ class ProbeSource:
         self.kind = one_of("probes", kind, KINDS)
         self._size = A.shape[1] if size is None else size
         self._dtype, self._device = A.torch_dtype, A.device
-        self._generator = torch.Generator("cpu").manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(integer_seed(seed))
 
     def rows(self, count: int) -> Tensor:
         """Draw ``(count, N)``; one by one, so that blocks do not change the numbers."""

@@ -48,7 +48,8 @@ def trace(
         both in turn. ``"xnystrace"``: for positive semi-definite matrices, with one product
         for each vector. Hutchinson's error falls with the root of the number of products;
         that of the others falls faster where eigenvalues decay, but they keep one to two
-        vectors for each product.
+        vectors for each product. The standard errors of ``"xtrace"`` and ``"xnystrace"``,
+        from a jackknife, are too large rather than too small.
     num_matvecs
         Most vectors to multiply, at most ``N``.
     rtol

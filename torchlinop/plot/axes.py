@@ -39,6 +39,15 @@ def finished(ax: Any, *, legend: bool, title: str | None = None) -> Any:
     return ax
 
 
+def require(kind: type, value: Any, source: str) -> None:
+    """Refuse what is no ``kind``; ``source`` is the call that makes one."""
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"What is drawn has to be a {kind.__name__}, which {source} gives, got "
+            f"{type(value).__name__}."
+        )
+
+
 def on_host(array: Array) -> np.ndarray:
     """Return any array as a NumPy array of real or complex numbers."""
     host: np.ndarray = as_tensor(array).detach().cpu().resolve_conj().numpy()

@@ -12,7 +12,7 @@ from torchlinop._pairs import Which
 from torchlinop._runlog import RunLog
 from torchlinop._typing import Array
 from torchlinop.estimate import Tracker
-from torchlinop.plot.axes import axes_or_new, finished, on_host
+from torchlinop.plot.axes import axes_or_new, finished, on_host, require
 
 
 def convergence(
@@ -34,6 +34,7 @@ def convergence(
     ax
         Where to draw.
     """
+    require(RunLog, log, "the with block of monitor(A)")
     curve = log.convergence(k, which=which, b=b)
     ax = axes_or_new(ax)
     if curve.what == "solution":

@@ -9,10 +9,12 @@ import numpy as np
 
 from torchlinop._typing import Array
 from torchlinop.estimate import SpectralDensity
-from torchlinop.plot.axes import BAND, axes_or_new, finished, on_host
+from torchlinop.plot.axes import BAND, axes_or_new, finished, on_host, require
 
 #: what a curve has to reach of its maximum to be in the picture
 _VISIBLE = 2e-3
+#: what gives a density
+_SOURCE = "estimate.spectral_density(A)"
 
 
 def eigenvalues(
@@ -91,6 +93,7 @@ def density(
     label
         Name in the legend.
     """
+    require(SpectralDensity, spectrum, _SOURCE)
     ax = axes_or_new(ax)
     x = spectrum.grid()
     width = spectrum.sigma if sigma is None else sigma
@@ -130,6 +133,7 @@ def log_density(
     label
         Name in the legend.
     """
+    require(SpectralDensity, spectrum, _SOURCE)
     ax = axes_or_new(ax)
     x = spectrum.log_grid()
     name = "" if label is None else f"{label}, "
@@ -166,6 +170,8 @@ def layers(spectra: Mapping[str, SpectralDensity], *, ax: Any = None) -> Any:
     """
     if not spectra:
         raise ValueError("There are no layers to draw.")
+    for spectrum in spectra.values():
+        require(SpectralDensity, spectrum, _SOURCE)
     ax = axes_or_new(ax, size=(6.4, 1.2 + 0.55 * len(spectra)))
     grids = [spectrum.log_grid(2) for spectrum in spectra.values()]
     x = np.geomspace(min(low for low, _ in grids), max(high for _, high in grids), 1024)
