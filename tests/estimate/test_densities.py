@@ -159,6 +159,26 @@ def test_layers():
         estimate.layer_densities(decaying(), space=H.space)
 
 
+class Attention(nn.Module):
+    """Whose keys' bias changes nothing: each query's scores are shifted by the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        return (torch.softmax(self.q(x) @ self.k(x).mT, -1) @ self.v(x)).mean(1)
+
+
+def test_a_layer_that_is_zero_but_for_rounding():
+    torch.manual_seed(0)
+    model = Attention()
+    data = [(torch.randn(8, 5, 6), torch.randint(6, (8,)))]
+    H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
+    found = estimate.layer_densities(H, groups={"keys": ["k.bias"]})
+    assert max(np.abs(found["keys"].bounds)) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("dtype", "skew"),
     [(torch.float32, 1.0), (torch.float64, 0.01), (torch.float64, 1.0), (torch.cdouble, 1)],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
 from torchlinop.estimate.arguments import evaluated, positive_count, square_operator
 from torchlinop.estimate.estimates import Estimate, mean_and_stderr
@@ -242,6 +243,19 @@ def spectral_density(
     array([1., 1.])
     """
     A = square_operator(A, "spectral_density")
+    return density_of(A, num_probes, num_steps, probes, seed, progress)
+
+
+def density_of(
+    A: TorchLinearOperator,
+    num_probes: int,
+    num_steps: int,
+    probes: Probes,
+    seed: int,
+    progress: bool,
+    norm: float = 0.0,
+) -> SpectralDensity:
+    """Spectral density; rounding errors are relative to ``norm``, if that is known."""
     num_probes = positive_count("num_probes", num_probes)
     num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
     source = ProbeSource(A, probes, seed)
@@ -255,7 +269,7 @@ def spectral_density(
     with progress_bar(progress, num_probes * num_steps) as bar:
         for start in range(0, num_probes, block_size(A)):
             count = min(block_size(A), num_probes - start)
-            recurrence = Recurrence(A, source.rows(count))
+            recurrence = Recurrence(A, source.rows(count), norm=norm)
             try:
                 recurrence.advance(num_steps, bar.update)
             except KeyboardInterrupt as interrupt:

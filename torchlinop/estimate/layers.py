@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+import torch
+
 from torchlinop._space import ParameterSpace
 from torchlinop.estimate.arguments import square_operator
-from torchlinop.estimate.densities import SpectralDensity, spectral_density
-from torchlinop.estimate.probes import Probes
+from torchlinop.estimate.densities import SpectralDensity, density_of
+from torchlinop.estimate.probes import Probes, ProbeSource
 from torchlinop.structured import SubmatrixLinearOperator
 
 
@@ -36,7 +39,8 @@ def layer_densities(
     space
         The parameter space, for operators without one, such as sums.
     num_probes, num_steps, probes, seed, progress
-        As for :func:`spectral_density`; at most as many steps as a block has rows.
+        As for :func:`spectral_density`; at most as many steps as a block has
+        rows. One more product with all of ``A`` tells what rounding errors may be.
 
     Returns
     -------
@@ -87,15 +91,14 @@ def layer_densities(
     unknown = [name for names in groups.values() for name in names if name not in sizes]
     if unknown:
         raise KeyError(f"{unknown} are no parameters. There are {list(space.names)}.")
+    # a block may be zero but for rounding, as that of the bias of an attention's keys
+    z = ProbeSource(A, "rademacher", seed).rows(1).T
+    norm = torch.linalg.vector_norm(A._product(z)).item() / math.sqrt(A.shape[0])
     densities = {}
     for group, names in groups.items():
         rows = [i for name in names for i in range(stops[name] - sizes[name], stops[name])]
-        densities[group] = spectral_density(
-            SubmatrixLinearOperator(A, rows, rows),
-            num_probes=num_probes,
-            num_steps=num_steps,
-            probes=probes,
-            seed=seed,
-            progress=progress,
+        block = square_operator(SubmatrixLinearOperator(A, rows, rows), "layer_densities")
+        densities[group] = density_of(
+            block, num_probes, num_steps, probes, seed, progress, norm
         )
     return densities
