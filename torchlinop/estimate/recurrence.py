@@ -120,7 +120,10 @@ class Recurrence:
         for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
             ends = np.flatnonzero(beta == 0)
             m = int(ends[0]) + 1 if len(ends) else len(alpha)
-            theta, S = eigh_tridiagonal(alpha[:m], beta[: m - 1], lapack_driver="stev")
+            if m == 1:
+                theta, S = alpha[:1], np.ones((1, 1))
+            else:
+                theta, S = eigh_tridiagonal(alpha[:m], beta[: m - 1], lapack_driver="stev")
             nodes[k, :m], nodes[k, m:] = theta, theta[-1]
             weights[k, :m] = S[0] ** 2
             residuals[k, :m] = np.abs(S[-1]) * beta[m - 1]

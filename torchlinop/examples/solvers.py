@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,12 @@ from torchlinop import (
 
 DTYPE = torch.float64
 DAMPING = 1e-2
+
+
+def _tolerance(solver: Callable, rtol: float) -> dict[str, float]:
+    """The relative tolerance by the name that this version of SciPy has for it."""
+    known = inspect.signature(solver).parameters
+    return {"rtol" if "rtol" in known else "tol": rtol}
 
 
 @dataclass
@@ -180,7 +187,7 @@ def with_scipy(study: Study) -> dict[str, Any]:
     study.run(
         f"minres Hessian + {DAMPING:g}",
         damped_H,
-        lambda A: spla.minres(A, g, rtol=1e-8, maxiter=4000),
+        lambda A: spla.minres(A, g, **_tolerance(spla.minres, 1e-8), maxiter=4000),
         solve_residual(damped_H, g),
         lambda s: f"Newton step of length {np.linalg.norm(s[0]):.4g}",
     )
