@@ -94,7 +94,7 @@ CASES = {
 
 @pytest.mark.parametrize(("make", "change"), CASES.values(), ids=CASES)
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse [CB]S[RC] tensor support:UserWarning")
 def test_changes_of_strange_tensors(make, change):
     tensor = make()
     watch = Watch([tensor])
