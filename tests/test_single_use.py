@@ -210,12 +210,14 @@ def test_few_tensors_of_the_size_of_the_logits(kind, options, monkeypatch):
 
 
 class _StopsGradients(nn.Module):
+    """On short batches only: the first comparison does not see it."""
+
     def __init__(self, inner, times=1.0):
         super().__init__()
         self.inner, self.times = inner, times
 
     def forward(self, x):
-        with torch.no_grad():
+        with torch.set_grad_enabled(len(x) >= 4):
             constant = self.times * self.inner(x)
         return x[:, :3] + constant
 
