@@ -30,6 +30,11 @@ _KERNELS = 0.04
 _LITTLE = 0.005
 #: a replay that takes more than this part of the function's time is not worth its memory
 _PAYS = 0.97
+#: length from which torch copies columns quicker one by one than as a transposed matrix
+_LONG = 1 << 14
+#: bytes of columns that are copied to rows at once: a strided pass over a whole matrix for
+#: each column would drive the model out of a CPU's caches
+_COPIED = 16 << 20
 
 
 class RowFunction(Protocol):
@@ -91,27 +96,43 @@ class Rows(ABC):
             Whether there will be other calls than these.
         """
         write = Tensor.add_ if add else Tensor.copy_
-        count = X.shape[1]
+        remaining = X.shape[1]
+        width = self._width(X, experience)
+        for columns, target in zip(X.split(width, 1), out.split(width, 1), strict=True):
+            rows = _as_rows(columns)
+            results = out.new_empty((len(rows), len(out)))
+            self._apply_to_rows(rows, results, experience, 0 if kept else remaining)
+            _write_columns(write, target, results)
+            remaining -= len(rows)
+
+    def _width(self, X: Tensor, experience: Experience) -> int:
+        """How many columns are copied to rows at once."""
+        if X.is_cuda:
+            return experience.block_size(self.nbytes, X.device)
+        return max(1, _COPIED // max(1, len(X) * X.element_size()))
+
+    def _apply_to_rows(
+        self, rows: Tensor, results: Tensor, experience: Experience, remaining: int
+    ) -> None:
+        """Apply the function to ``(K, dim)``, one by one or in blocks."""
+        count = len(rows)
         done = 0
         while done < count:
             size = 1
             if done + 1 < count:
-                size = min(count - done, experience.block_size(self.nbytes, X.device))
-            if size > 1 and (X.is_cuda or self.pace.prefers_blocks(experience)):
-                rows = X[:, done : done + size].T.contiguous()
-                start = time.perf_counter()
-                results = self._try_block(rows, experience)
-                if results is None:
+                size = min(count - done, experience.block_size(self.nbytes, rows.device))
+            start = time.perf_counter()
+            if size > 1 and (rows.is_cuda or self.pace.prefers_blocks(experience)):
+                block = self._try_block(rows[done : done + size], experience)
+                if block is None:
                     continue
-                write(out[:, done : done + size], results.T)
+                results[done : done + size] = block
             else:
                 size = 1
-                v = X[:, done].contiguous()
-                start = time.perf_counter()
-                remaining = 0 if kept else count - done
-                write(out[:, done], self.row(v, experience, remaining))
-            self.pace.note(time.perf_counter() - start, size)
+                results[done] = self.row(rows[done], experience, remaining)
+            self.pace.note(time.perf_counter() - start, size, experience)
             done += size
+            remaining = max(0, remaining - size)
 
     def _try_block(self, rows: Tensor, experience: Experience) -> Tensor | None:
         """Multiply a block; None, and a smaller limit from now on, if that fails."""
@@ -125,6 +146,22 @@ class Rows(ABC):
         except (RuntimeError, NotImplementedError):
             experience.limit = 1
         return None
+
+
+def _as_rows(columns: Tensor) -> Tensor:
+    """Copy ``(dim, K)`` to a contiguous ``(K, dim)``."""
+    if columns.is_cuda or len(columns) < _LONG:
+        return columns.T.contiguous()
+    return torch.stack([column.contiguous() for column in columns.unbind(1)])
+
+
+def _write_columns(write: Callable, columns: Tensor, rows: Tensor) -> None:
+    """Write ``(K, dim)`` to ``(dim, K)``."""
+    if columns.is_cuda or len(columns) < _LONG:
+        write(columns, rows.T)
+    else:
+        for column, row in zip(columns.unbind(1), rows, strict=True):
+            write(column, row)
 
 
 class LinearRows(Rows):

@@ -69,21 +69,21 @@ class Pace:
         self.single = self.block = math.inf
         self._blocks = 0
 
-    def note(self, seconds: float, columns: int) -> None:
+    def note(self, seconds: float, columns: int, experience: Experience) -> None:
         """Remember how long one column took, or a block."""
         if columns == 1:
             self.single = min(self.single, seconds)
         else:
             self._blocks += 1
             self.block = min(self.block, seconds / columns)
+        if self._blocks >= 2 and self.single < math.inf:
+            experience.block_ratio = self.block / self.single
 
     def prefers_blocks(self, experience: Experience) -> bool:
         """Whether the next columns should be a block."""
         if self._blocks == 0:
             return experience.block_ratio is None or experience.block_ratio < 1
-        if self._blocks < 2:  # the first one may have been slow for being the first
-            return self.block < 3 * self.single
         if self.single == math.inf:
             return False
-        experience.block_ratio = self.block / self.single
-        return self.block < self.single
+        # the first block may have been slow for being the first
+        return self.block < (3 if self._blocks < 2 else 1) * self.single

@@ -149,7 +149,8 @@ class ForwardJacobianProducts(JacobianProducts):
         """``J v``, shaped like the output."""
         if batched:
             return torch.stack([self.jvp(column) for column in zip(*v, strict=True)])
-        return forward_derivative(self._function, self._parameters, v)[1]
+        constants = [p.detach() for p in self._parameters]
+        return forward_derivative(self._function, constants, v)[1]
 
 
 def forward_derivative(
@@ -161,18 +162,19 @@ def forward_derivative(
 ) -> tuple[Tensor, Tensor]:
     """Evaluate a function and its derivative along ``v``, by forward mode.
 
-    Where the function turns gradients off, it is a constant, as in reverse mode. ``draws``:
-    whether it may take Python's or NumPy's random numbers.
+    The value comes with its graph if the parameters require gradients; the derivative never
+    does. Where the function turns gradients off, it is a constant, as in reverse mode.
+    ``draws``: whether it may take Python's or NumPy's random numbers.
     """
     evaluating = recording(parameters[0].device, rules=False, draws=draws)
     with evaluating, _constants_without_gradients(), forward_ad.dual_level():
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             duals = [
-                forward_ad.make_dual(p.detach(), t.to(p.dtype))
+                forward_ad.make_dual(p, t.to(p.dtype))
                 for p, t in zip(parameters, v, strict=True)
             ]
         value, tangent = forward_ad.unpack_dual(function(duals))
-    return value, torch.zeros_like(value) if tangent is None else tangent
+    return value, torch.zeros_like(value) if tangent is None else tangent.detach()
 
 
 class _ForwardGradients(InterruptibleMode):

@@ -211,7 +211,7 @@ class _BatchJacobian:
         )
 
     def _jvp_once(self, batch: Batch, v: Tensor) -> Tensor:
-        return self._single_use.derivative(batch, v).tangent.reshape(-1).to(v.dtype)
+        return self._single_use.jvp(batch, v).reshape(-1).to(v.dtype)
 
     def _vjp_once(self, batch: Batch, u: Tensor) -> Tensor:
         shape = self._shapes[batch.position]

@@ -27,11 +27,11 @@ class Derivative(NamedTuple):
 
 
 class SingleUse:
-    """``J v`` by forward mode and ``J^T u`` by one backward pass.
+    """``J v`` by forward mode and ``J^T u`` by one backward pass, from one evaluation.
 
-    Neither records what only the other one needs, as a linearization does: less memory,
-    and for one product less time. Forward mode is used where it exists and agrees, the
-    first time and at a random vector, with the reverse mode that all else is made of.
+    Without the graph of the gradient that a linearization records: for one product less
+    time. Forward mode is used where it exists and agrees, the first time and at a random
+    vector, with the reverse mode that all else is made of.
 
     Parameters
     ----------
@@ -48,16 +48,26 @@ class SingleUse:
         self._forward_mode: bool | None = None
         self._look = source.looks
 
+    def jvp(self, batch: Batch, v: Tensor) -> Tensor:
+        """``J v`` for a flat ``v``, shaped like the prediction."""
+        constants = [leaf.detach() for leaf in self._source.leaves()]
+        return self._derivative(batch, v, constants).tangent
+
     def derivative(self, batch: Batch, v: Tensor) -> Derivative:
         """Evaluate a batch and differentiate along the flat ``v``."""
+        return self._derivative(batch, v, self._source.leaves())
+
+    def _derivative(self, batch: Batch, v: Tensor, leaves: list[Tensor]) -> Derivative:
         self._source.require_unchanged(batch)
         if self._look != self._source.looks:
             self._look, self._forward_mode = self._source.looks, None
         checked = self._check.over(batch)
         if self._forward_mode and checked and not self._check.custom:
-            forward = self._forward(batch, v)
+            forward = self._forward(batch, v, leaves)
             if forward is not None:
-                return Derivative(*forward, partial(self.vjp, batch))
+                value, tangent = forward
+                vjp = partial(self._backward, batch, value, leaves)
+                return Derivative(value.detach(), tangent, vjp)
             self._forward_mode = False
         if self._forward_mode is None:
             self._forward_mode = self._forward_agrees(batch, v)
@@ -75,21 +85,34 @@ class SingleUse:
             with recording(space.device, rules=False, draws=source.draws):
                 leaves = source.leaves()
                 output = source.predict(leaves, batch)
-                if not output.requires_grad:
-                    return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
+        except Exception as error:
+            raise source.explained(error, batch, order=1) from error
+        return self._backward(batch, output, leaves, u)
+
+    def _backward(
+        self, batch: Batch, output: Tensor, leaves: list[Tensor], u: Tensor
+    ) -> Tensor:
+        """``J^T u`` from a prediction's graph, which is used up."""
+        source, space = self._source, self._source.space
+        if not output.requires_grad:
+            return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
+        try:
+            with recording(space.device, rules=False, draws=source.draws):
                 parts = backward([output], leaves, [u], retain_graph=False)
         except Exception as error:
             raise source.explained(error, batch, order=1) from error
         pairs = zip(parts, leaves, strict=True)
         return space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
 
-    def _forward(self, batch: Batch, v: Tensor) -> tuple[Tensor, Tensor] | None:
+    def _forward(
+        self, batch: Batch, v: Tensor, leaves: list[Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
         """Prediction and derivative by forward mode, None if there is none."""
         source = self._source
         try:
             return forward_derivative(
-                lambda leaves: source.predict(leaves, batch),
-                source.leaves(),
+                lambda duals: source.predict(duals, batch),
+                leaves,
                 source.space.split(v),
                 draws=source.draws,
             )
@@ -101,7 +124,8 @@ class SingleUse:
         # made on the host: not every device has a generator of its own
         probe = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
         probe = probe.to(v.device)
-        forward = self._forward(batch, probe)
+        constants = [leaf.detach() for leaf in self._source.leaves()]
+        forward = self._forward(batch, probe, constants)
         if forward is None:
             return False
         tangent = forward[1]
