@@ -19,7 +19,7 @@ from torchlinop import (
     JacobianLinearOperator,
     WrongDerivativeError,
 )
-from torchlinop.autodiff import experience
+from torchlinop.autodiff import columns, experience
 from torchlinop.curvature import single_use
 
 from tests.problems import binary, classification, regression
@@ -159,6 +159,30 @@ def test_forward_mode_is_used(monkeypatch):
         G @ torch.ones(G.shape[1], dtype=torch.float64)
     # once for the comparison; then in each product, three batches each
     assert len(used) == 1 + 2 + 3 + 3
+
+
+def test_one_evaluation_for_both_halves():
+    model, loss, params, data = classification()
+    evaluations = []
+    model.register_forward_hook(lambda *_: evaluations.append(1))
+    G = GGNLinearOperator(model, loss, params, data, cache=False)
+    v = torch.ones(G.shape[1], dtype=torch.float64)
+    G @ v
+    before = len(evaluations)
+    G @ v
+    assert len(evaluations) - before == len(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": False}], ids=["kept", "passing"])
+@pytest.mark.parametrize("copied", [1, 400])
+def test_long_columns_are_copied_one_by_one(options, copied, monkeypatch):
+    kind = GGNLinearOperator
+    expected = kind(*classification().arguments).to_dense()
+    monkeypatch.setattr(columns, "_LONG", 1)
+    monkeypatch.setattr(columns, "_COPIED", copied * 8)
+    A = kind(*classification().arguments, **options)
+    for _ in range(3):
+        torch.testing.assert_close(A.to_dense(), expected, **CLOSE)
 
 
 # --------------------------------------------------------------------------- memory
