@@ -95,6 +95,7 @@ def test_jacobians():
     _check(ours.TransposedJacobianLinearOperator(MODEL, PARAMS, DATA), SHAPES, [(5, 2)])
     assert J.T.T is J
     _check(J.T @ J, SHAPES, SHAPES)
+    _check(J @ GGN, [(5, 2)], SHAPES)
     assert J.output_shapes == [(3, 2), (2, 2)]
 
 

@@ -205,6 +205,15 @@ def weighted_mean():
     torch.testing.assert_close(H.to_dense(), dense)
 
 
+def test_weighted_mean_there():
+    library = pytest.importorskip("curvlinops", reason="curvlinops is not installed")
+    model, _, params, data = _problem()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 3.0]).double())
+    H = library.HessianLinearOperator(model, loss, params, data) @ torch.eye(14).double()
+    dense = functorch_hessian(model, loss, params, data)
+    assert (H - dense).norm() / dense.norm() == pytest.approx(0.06, abs=0.005)
+
+
 def read_once():
     model, loss, params, data = _problem()
     with pytest.raises(TypeError, match="can be read only once"):
