@@ -6,6 +6,7 @@ import itertools
 from collections import UserDict
 
 import pytest
+import scipy.sparse.linalg
 import torch
 import torchlinop
 from torch import nn
@@ -170,7 +171,9 @@ def test_samples_and_blocks():
         F = ours.GGNLinearOperator(*arguments, mc_samples=1, **options)
         expected = torchlinop.FisherMCLinearOperator(*arguments, seed=2147483647)
         torch.testing.assert_close(F.to_dense(), expected.to_dense(), **CLOSE)
-    exact = ours.GGNLinearOperator(*arguments, mc_samples=0)
+    F = ours.GGNLinearOperator(*arguments, False, True, 5, mc_samples=1)
+    torch.testing.assert_close(F.to_dense(), expected.to_dense(), **CLOSE)
+    exact = ours.GGNLinearOperator(*arguments, False, True, 5, mc_samples=0)
     assert isinstance(exact, ours.GGNLinearOperator)
     dense = functorch.functorch_ggn(*arguments)
     torch.testing.assert_close(exact.to_dense(), dense, **CLOSE)
@@ -244,7 +247,12 @@ def test_preconditioners_are_functions_or_operators():
     A = torch.diag(torch.linspace(1, 4, 20)).double()
     inverse = torch.diag(1 / A.diagonal())
     A, b = torchlinop.aslinearoperator(A), torch.ones(20, 2).double()
-    for P in (lambda X: inverse @ X, torchlinop.aslinearoperator(inverse)):
+    for P in (
+        lambda X: inverse @ X,
+        torchlinop.aslinearoperator(inverse),
+        scipy.sparse.linalg.aslinearoperator(inverse.numpy()),
+        inverse,
+    ):
         C = ours.CGInverseLinearOperator(A, tolerance=1e-10, preconditioner=P)
         torch.testing.assert_close(C @ b, inverse @ b, **CLOSE)
         assert max(C.last_solve.iterations) <= 2  # 20 eigenvalues without

@@ -10,7 +10,11 @@ import torch
 import torchlinop
 from torch import nn
 from torchlinop.compat import curvlinops as ours
-from torchlinop.compat.curvlinops.examples import IdentityLinearOperator
+from torchlinop.compat.curvlinops.examples import (
+    IdentityLinearOperator,
+    OuterProductLinearOperator,
+    TensorLinearOperator,
+)
 
 torch.manual_seed(0)
 MODEL = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)).double()
@@ -126,6 +130,22 @@ def test_structure_is_kept():
 def test_lists_that_do_not_fit(wrong):
     with pytest.raises(ValueError, match="Expected 4 tensors of the shapes"):
         GGN @ wrong
+
+
+def test_lists_of_one_vector():
+    T = TensorLinearOperator(torch.randn(4, 3).double())
+    U = OuterProductLinearOperator(torch.ones(2).double(), torch.randn(4, 2).double())
+    _check(T, [(4,)], [(3,)])
+    _check(U, [(4,)], [(4,)])
+    _check(U @ T, [(4,)], [(3,)])
+    _check(ours.SubmatrixLinearOperator(GGN, [0, 3], [1]), [(2,)], [(1,)])
+
+
+@pytest.mark.parametrize("name", ["GGN", "blocks", "sampled Fisher", "KFAC", "sum", "CG"])
+def test_pickled(name):
+    again = pickle.loads(pickle.dumps(OPERATORS[name]))
+    _check(again, SHAPES, SHAPES)
+    torch.testing.assert_close(again.to_dense(), OPERATORS[name].to_dense())
 
 
 def test_the_package_says_how_to_flatten():

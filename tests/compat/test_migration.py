@@ -289,7 +289,14 @@ def products_are_kept():
     assert len(passes) == count
 
 
+def by_name_only():
+    for name in ("Hessian", "GGN", "EF"):
+        with pytest.raises(TypeError, match="positional arguments"):
+            getattr(ours, f"{name}LinearOperator")(*_problem(), False, True, 5, None)
+
+
 OF_ROWS = {
+    "`block_sizes` or `batch_size_fn` in the eighth or ninth place": by_name_only,
     "`A.dtype` is a torch dtype": numpy_dtype,
     "`A.to_scipy()` is float64 for a float32 model": scipy_dtype,
     "A NumPy array is an error": numpy_arrays,

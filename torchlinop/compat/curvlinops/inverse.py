@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 import torchlinop
@@ -12,7 +14,7 @@ from torchlinop._typing import Array
 from torchlinop.compat.curvlinops.lists import ListLinearOperator, Shapes, shapes_of
 
 #: an approximate inverse: an operator, or a function of a block ``(N, K)``
-Preconditioner = TorchLinearOperator | Callable[[Tensor], Tensor] | None
+Preconditioner = Any
 
 
 class _Inverse(ListLinearOperator):
@@ -82,10 +84,10 @@ class CGInverseLinearOperator(_Inverse, torchlinop.CGInverseLinearOperator):
         )
 
 
-def _as_operator(P: Preconditioner, A: TorchLinearOperator) -> TorchLinearOperator | None:
-    if P is None or isinstance(P, TorchLinearOperator):
-        return P
-    return _Function(P, A)
+def _as_operator(P: Preconditioner, A: TorchLinearOperator) -> Any:
+    if callable(P) and not isinstance(P, LinearOperator):
+        return _Function(P, A)
+    return P  # an operator or a matrix
 
 
 class _Function(TorchLinearOperator):

@@ -92,6 +92,18 @@ class ListLinearOperator(TorchLinearOperator):
         return with_lists(A, self.row_shapes(), self.column_shapes())
 
 
+class VectorLinearOperator(ListLinearOperator):
+    """An operator whose lists hold one vector, or one matrix."""
+
+    def row_shapes(self) -> Shapes:
+        """Return the shape of a product."""
+        return [self.shape[:1]]
+
+    def column_shapes(self) -> Shapes:
+        """Return the shape of a vector that is multiplied."""
+        return [self.shape[1:]]
+
+
 def with_lists(
     A: TorchLinearOperator, rows: Shapes, columns: Shapes
 ) -> TorchLinearOperator:

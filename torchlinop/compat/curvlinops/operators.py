@@ -91,6 +91,8 @@ class GGNLinearOperator(RiskLinearOperator, torchlinop.GGNLinearOperator):
         if mc_samples:
             sampled: Any = FisherMCLinearOperator
             _require_no_blocks(kwargs.pop("block_sizes", None))
+            if len(args) > 6:  # the seed's place there
+                kwargs["num_data"], args = args[6], args[:6]
             kwargs.pop("num_per_example_loss_terms", None)
             return sampled(*args, mc_samples=mc_samples, seed=seed, **kwargs)
         return super().__new__(cls)
@@ -103,8 +105,8 @@ class GGNLinearOperator(RiskLinearOperator, torchlinop.GGNLinearOperator):
         data: Data,
         progressbar: bool = False,
         check_deterministic: bool = True,
-        *,
         num_data: int | None = None,
+        *,
         block_sizes: None = None,
         num_per_example_loss_terms: int | None = None,
         batch_size_fn: BatchSize | None = None,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torchlinop
 from torchlinop._operator import TorchLinearOperator
+from torchlinop.compat.curvlinops.lists import VectorLinearOperator
 
 
-class SubmatrixLinearOperator(torchlinop.SubmatrixLinearOperator):
+class SubmatrixLinearOperator(VectorLinearOperator, torchlinop.SubmatrixLinearOperator):
     """:class:`torchlinop.SubmatrixLinearOperator` with curvlinops' arguments.
 
     Parameters

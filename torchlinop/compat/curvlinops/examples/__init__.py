@@ -11,7 +11,11 @@ import torchlinop
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.compat.curvlinops.arguments import BatchSize, as_risk
-from torchlinop.compat.curvlinops.lists import ListLinearOperator, Shapes
+from torchlinop.compat.curvlinops.lists import (
+    ListLinearOperator,
+    Shapes,
+    VectorLinearOperator,
+)
 from torchlinop.structured.spectrum import is_symmetric
 
 __all__ = [
@@ -67,7 +71,7 @@ class IdentityLinearOperator(ListLinearOperator, torchlinop.IdentityLinearOperat
         return self._shapes
 
 
-class TensorLinearOperator(TorchLinearOperator):
+class TensorLinearOperator(VectorLinearOperator):
     """A matrix as an operator.
 
     Parameters
@@ -81,13 +85,13 @@ class TensorLinearOperator(TorchLinearOperator):
             raise ValueError(f"A has to be a matrix, got shape {tuple(A.shape)}.")
         super().__init__((A.shape[0], A.shape[1]), A.dtype, A.device)
         self._A = A.detach()
+        self._symmetric = A.shape[0] == A.shape[1] and is_symmetric(self._A)
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._A @ x
 
     def _adjoint(self) -> TorchLinearOperator:
-        own = self.shape[0] == self.shape[1] and is_symmetric(self._A)
-        return self if own else TensorLinearOperator(self._A.mH)
+        return self if self._symmetric else TensorLinearOperator(self._A.mH)
 
     def trace(self) -> Tensor:
         """Return the sum of the diagonal."""
@@ -106,7 +110,9 @@ class TensorLinearOperator(TorchLinearOperator):
         return torch.linalg.matrix_norm(self._A)
 
 
-class OuterProductLinearOperator(torchlinop.LowRankPlusDiagonalLinearOperator):
+class OuterProductLinearOperator(
+    VectorLinearOperator, torchlinop.LowRankPlusDiagonalLinearOperator
+):
     r"""The matrix :math:`\sum_i c_i a_i a_i^\top`.
 
     Parameters
