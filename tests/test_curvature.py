@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchlinop import (
     EFLinearOperator,
+    EmpiricalRisk,
     FisherMCLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
@@ -117,6 +118,22 @@ def test_gradient(problem):
     torch.testing.assert_close(flat, dense_gradient(*problem.arguments), **CLOSE)
     X, y = (torch.cat(parts) for parts in zip(*problem.data, strict=True))
     torch.testing.assert_close(loss, problem.loss(problem.model(X), y), **CLOSE)
+
+
+def test_gradient_of_a_risk():
+    """A risk that is shared, after parameters and the total weight have changed."""
+    weight = torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64)
+    problem = classification(nn.CrossEntropyLoss(weight=weight))
+    risk = EmpiricalRisk(*problem.arguments)
+    with torch.no_grad():
+        problem.params[0].add_(1.0)
+        problem.data[0][1].fill_(1)
+    gradient, loss = gradient_and_loss(risk)
+    torch.testing.assert_close((gradient, loss), gradient_and_loss(*problem.arguments))
+    flat = torch.cat([g.reshape(-1) for g in gradient])
+    torch.testing.assert_close(flat, dense_gradient(*problem.arguments), **CLOSE)
+    with pytest.raises(TypeError, match="An EmpiricalRisk has its own data"):
+        gradient_and_loss(risk, data=problem.data)
 
 
 def test_fisher_mc_approaches_ggn(problem):

@@ -68,7 +68,7 @@ def test_same_inverse(peer, options):
 
 def test_names_and_arguments():
     problem = _problem(nn.CrossEntropyLoss())
-    for name in ("KFACLinearOperator", "EKFACLinearOperator", "KFOCLinearOperator"):
+    for name in ("KFACLinearOperator", "EKFACLinearOperator"):
         A = getattr(ours, name)(
             *problem,
             False,
@@ -85,13 +85,18 @@ def test_names_and_arguments():
             *problem, fisher_type="mc", seed=3, mc_samples=2, joint_bias=False
         )
         torch.testing.assert_close(A.to_dense(), B.to_dense())
-    D = ours.GGNDiagonalLinearOperator(*problem, mode="mc", seed=3, mc_samples=2)
+    A = ours.KFOCLinearOperator(*problem, False, True, 1, False, 5)
+    B = torchlinop.KFOCLinearOperator(*problem)
+    torch.testing.assert_close(A.to_dense(), B.to_dense())
+    D = ours.GGNDiagonalLinearOperator(*problem, seed=3, mc_samples=2)
     B = torchlinop.GGNDiagonalLinearOperator(
         *problem, fisher_type="mc", seed=3, mc_samples=2
     )
     assert torch.equal(D.diagonal(), B.diagonal())
-    with pytest.raises(ValueError, match="mode has to be 'exact' or 'mc', got 'all'"):
-        ours.GGNDiagonalLinearOperator(*problem, mode="all")
+    D = ours.GGNDiagonalLinearOperator(*problem)
+    assert torch.equal(
+        D.diagonal(), torchlinop.GGNDiagonalLinearOperator(*problem).diagonal()
+    )
     with pytest.raises(ValueError, match="exclude each other"):
         ours.KFACInverseLinearOperator(
             A, use_heuristic_damping=True, use_exact_damping=True

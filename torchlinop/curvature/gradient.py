@@ -9,14 +9,15 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.autodiff.recording import recording
+from torchlinop.curvature.summed import as_risk
 from torchlinop.sources import EmpiricalRisk
 
 
 def gradient_and_loss(
-    model: Model,
-    loss_function: Loss,
-    params: Parameters,
-    data: Data,
+    model: Model | EmpiricalRisk,
+    loss_function: Loss | None = None,
+    params: Parameters | None = None,
+    data: Data | None = None,
     **options: Any,
 ) -> tuple[list[Tensor], Tensor]:
     """Gradient and value of the empirical risk on all data.
@@ -24,7 +25,7 @@ def gradient_and_loss(
     Parameters
     ----------
     model, loss_function, params, data, **options
-        What :class:`~torchlinop.EmpiricalRisk` describes.
+        What :class:`~torchlinop.EmpiricalRisk` describes, or a risk alone.
 
     Returns
     -------
@@ -44,7 +45,9 @@ def gradient_and_loss(
     ([tensor([[-1.],
             [-1.]])], tensor(1.))
     """
-    risk = EmpiricalRisk(model, loss_function, params, data, **options)
+    risk = as_risk(model, loss_function, params, data, options)
+    if risk.changed():
+        risk.survey()
     leaves = risk.leaves()
     gradient = [torch.zeros_like(leaf) for leaf in leaves]
     loss = torch.zeros((), dtype=risk.space.dtype, device=risk.space.device)
@@ -55,7 +58,7 @@ def gradient_and_loss(
             if share == 0:  # every target of the batch is ignored
                 continue
         with recording(risk.space.device, rules=False):
-            value = share * loss_function(risk.predict(leaves, batch), batch.y)
+            value = share * risk.loss_function(risk.predict(leaves, batch), batch.y)
             parts = torch.autograd.grad(value, leaves, allow_unused=True)
         loss += value.detach()
         for total, part in zip(gradient, parts, strict=True):

@@ -5,11 +5,13 @@ Programs written for curvlinops run with the import lines changed::
     from torchlinop.compat.curvlinops import GGNLinearOperator
 
 The operators are this package's own (SciPy operators on any kind of array); only their
-constructors take curvlinops' arguments. ``to_scipy()`` returns the operator itself. There
-is no ``state_dict``: operators of the KFAC family are written by ``save(path)`` and read by
-``load(path)``.
+constructors take curvlinops' arguments, and they multiply lists of tensors, too. What is
+different, and what is not there, is on the page ``docs/migration.md``.
 """
 
+from torchlinop.compat.curvlinops.blockdiagonal import BlockDiagonalLinearOperator
+from torchlinop.compat.curvlinops.diag import DiagonalLinearOperator
+from torchlinop.compat.curvlinops.eigh import EighDecomposedLinearOperator
 from torchlinop.compat.curvlinops.estimators import (
     hutchinson_diag,
     hutchinson_squared_fro,
@@ -18,12 +20,12 @@ from torchlinop.compat.curvlinops.estimators import (
     xdiag,
     xtrace,
 )
-from torchlinop.compat.curvlinops.inverses import (
+from torchlinop.compat.curvlinops.inverse import (
     CGInverseLinearOperator,
     LSMRInverseLinearOperator,
     NeumannInverseLinearOperator,
 )
-from torchlinop.compat.curvlinops.kronecker import (
+from torchlinop.compat.curvlinops.kfac import (
     EKFACLinearOperator,
     FisherType,
     GGNDiagonalLinearOperator,
@@ -32,6 +34,7 @@ from torchlinop.compat.curvlinops.kronecker import (
     KFACType,
     KFOCLinearOperator,
 )
+from torchlinop.compat.curvlinops.kronecker import KroneckerProductLinearOperator
 from torchlinop.compat.curvlinops.operators import (
     EFLinearOperator,
     FisherMCLinearOperator,
@@ -40,21 +43,18 @@ from torchlinop.compat.curvlinops.operators import (
     JacobianLinearOperator,
     TransposedJacobianLinearOperator,
 )
-from torchlinop.compat.curvlinops.spectra import (
+from torchlinop.compat.curvlinops.papyan2020traces.spectrum import (
     LanczosApproximateLogSpectrumCached,
     LanczosApproximateSpectrumCached,
     lanczos_approximate_log_spectrum,
     lanczos_approximate_spectrum,
 )
-from torchlinop.compat.curvlinops.structured import (
-    BlockDiagonalLinearOperator,
-    EighDecomposedLinearOperator,
-    KroneckerProductLinearOperator,
-)
+from torchlinop.compat.curvlinops.submatrix import SubmatrixLinearOperator
 
 __all__ = [
     "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
+    "DiagonalLinearOperator",
     "EFLinearOperator",
     "EKFACLinearOperator",
     "EighDecomposedLinearOperator",
@@ -73,6 +73,7 @@ __all__ = [
     "LanczosApproximateLogSpectrumCached",
     "LanczosApproximateSpectrumCached",
     "NeumannInverseLinearOperator",
+    "SubmatrixLinearOperator",
     "TransposedJacobianLinearOperator",
     "hutchinson_diag",
     "hutchinson_squared_fro",

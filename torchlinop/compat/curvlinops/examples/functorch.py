@@ -1,4 +1,7 @@
-"""Dense references under curvlinops' names."""
+"""Dense references under curvlinops' names.
+
+``input_key`` is not used: a model gets each input as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchlinop._typing import Data, Model, Parameters
-from torchlinop.reference import dense_empirical_fisher
-from torchlinop.reference import dense_ggn as functorch_ggn
-from torchlinop.reference import dense_gradient_and_loss as functorch_gradient_and_loss
-from torchlinop.reference import dense_hessian as functorch_hessian
-from torchlinop.reference import dense_jacobian as functorch_jacobian
+from torchlinop import reference
+from torchlinop._typing import Data, Loss, Model, Parameters
+from torchlinop.compat.curvlinops.arguments import located
 
 __all__ = [
     "functorch_empirical_fisher",
@@ -24,8 +24,55 @@ __all__ = [
 ]
 
 
+def functorch_hessian(
+    model_func: Model,
+    loss_func: Loss,
+    params: Parameters,
+    data: Data,
+    input_key: str | None = None,
+) -> Tensor:
+    """Return :func:`torchlinop.reference.dense_hessian`."""
+    model = located(model_func, params)
+    return reference.dense_hessian(model, loss_func, params, data)
+
+
+def functorch_ggn(
+    model_func: Model,
+    loss_func: Loss,
+    params: Parameters,
+    data: Data,
+    input_key: str | None = None,
+) -> Tensor:
+    """Return :func:`torchlinop.reference.dense_ggn`."""
+    model = located(model_func, params)
+    return reference.dense_ggn(model, loss_func, params, data)
+
+
+def functorch_gradient_and_loss(
+    model_func: Model,
+    loss_func: Loss,
+    params: Parameters,
+    data: Data,
+    input_key: str | None = None,
+) -> tuple[list[Tensor], Tensor]:
+    """Return :func:`torchlinop.reference.dense_gradient_and_loss`."""
+    model = located(model_func, params)
+    return reference.dense_gradient_and_loss(model, loss_func, params, data)
+
+
+def functorch_jacobian(
+    model_func: Model, params: Parameters, data: Data, input_key: str | None = None
+) -> Tensor:
+    """Return :func:`torchlinop.reference.dense_jacobian`."""
+    return reference.dense_jacobian(located(model_func, params), params, data)
+
+
 def functorch_empirical_fisher(
-    model_func: Model, loss_func: nn.Module, params: Parameters, data: Data
+    model_func: Model,
+    loss_func: nn.Module,
+    params: Parameters,
+    data: Data,
+    input_key: str | None = None,
 ) -> Tensor:
     """Empirical Fisher of one of the three losses that have it there.
 
@@ -54,7 +101,10 @@ def functorch_empirical_fisher(
 
     mean = loss_func.reduction == "mean"
     normalizer = sum(_count(each, y) for _, y in data) if mean else 1.0
-    return dense_empirical_fisher(model_func, losses, params, data, normalizer=normalizer)
+    model = located(model_func, params)
+    return reference.dense_empirical_fisher(
+        model, losses, params, data, normalizer=normalizer
+    )
 
 
 def _count(loss: Any, target: Tensor) -> float:

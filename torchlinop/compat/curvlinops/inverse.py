@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 import torchlinop
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
+from torchlinop.compat.curvlinops.lists import ListLinearOperator, Shapes, shapes_of
+
+#: an approximate inverse: an operator, or a function of a block ``(N, K)``
+Preconditioner = Any
 
 
-class CGInverseLinearOperator(torchlinop.CGInverseLinearOperator):
+class _Inverse(ListLinearOperator):
+    """The inverse of an operator: multiplies its lists of rows."""
+
+    A: TorchLinearOperator
+
+    def row_shapes(self) -> Shapes:
+        """Return the shapes of A's columns."""
+        return shapes_of(self.A)[1]
+
+    def column_shapes(self) -> Shapes:
+        """Return the shapes of A's rows."""
+        return shapes_of(self.A)[0]
+
+
+class CGInverseLinearOperator(_Inverse, torchlinop.CGInverseLinearOperator):
     """:class:`torchlinop.CGInverseLinearOperator` with curvlinops' arguments.
 
     Parameters
@@ -27,7 +47,7 @@ class CGInverseLinearOperator(torchlinop.CGInverseLinearOperator):
     initial_guess
         Where a solve starts.
     preconditioner
-        A function of a block ``(N, K)``.
+        A function of a block ``(N, K)``, or an operator.
     n_tridiag
         Has to be 0: there is no tridiagonal matrix.
     eps, max_tridiag_iter
@@ -50,19 +70,24 @@ class CGInverseLinearOperator(torchlinop.CGInverseLinearOperator):
         max_iter: int | None = None,
         max_tridiag_iter: int | None = None,
         initial_guess: Array | None = None,
-        preconditioner: Callable[[Tensor], Tensor] | None = None,
+        preconditioner: Preconditioner = None,
     ) -> None:
         if n_tridiag:
             raise ValueError(f"n_tridiag has to be 0, got {n_tridiag}.")
-        M = None if preconditioner is None else _Function(preconditioner, A)
         super().__init__(
             A,
             rtol=stop_updating_after if tolerance is None else tolerance,
             maxiter=1000 if max_iter is None else max_iter,
-            M=M,
+            M=_as_operator(preconditioner, A),
             x0=initial_guess,
             on_failure="ignore",
         )
+
+
+def _as_operator(P: Preconditioner, A: TorchLinearOperator) -> Any:
+    if callable(P) and not isinstance(P, LinearOperator):
+        return _Function(P, A)
+    return P  # an operator or a matrix
 
 
 class _Function(TorchLinearOperator):
@@ -79,7 +104,7 @@ class _Function(TorchLinearOperator):
         return self
 
 
-class LSMRInverseLinearOperator(torchlinop.LSMRInverseLinearOperator):
+class LSMRInverseLinearOperator(_Inverse, torchlinop.LSMRInverseLinearOperator):
     """:class:`torchlinop.LSMRInverseLinearOperator` with SciPy's names; never warns."""
 
     def __init__(
@@ -106,7 +131,7 @@ class LSMRInverseLinearOperator(torchlinop.LSMRInverseLinearOperator):
         )
 
 
-class NeumannInverseLinearOperator(torchlinop.NeumannInverseLinearOperator):
+class NeumannInverseLinearOperator(_Inverse, torchlinop.NeumannInverseLinearOperator):
     """:class:`torchlinop.NeumannInverseLinearOperator` with curvlinops' arguments.
 
     A series that diverges is refused, whatever ``check_nan`` says.
@@ -118,6 +143,6 @@ class NeumannInverseLinearOperator(torchlinop.NeumannInverseLinearOperator):
         num_terms: int = 100,
         scale: float = 1.0,
         check_nan: bool = True,
-        preconditioner: TorchLinearOperator | None = None,
+        preconditioner: Preconditioner = None,
     ) -> None:
-        super().__init__(A, num_terms, scale, preconditioner)
+        super().__init__(A, num_terms, scale, _as_operator(preconditioner, A))

@@ -1,0 +1,1 @@
+"""Spectral densities, where curvlinops has them."""
