@@ -12,7 +12,6 @@ import argparse
 import math
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,11 +25,9 @@ import torchlinop
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torchlinop import GGNLinearOperator, HessianLinearOperator, estimate
+from torchlinop.examples import digits
 
 import problems
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import digits
 
 #: eigenpairs, and the tolerance that SciPy is given
 PAIRS, TOLERANCE = 10, 1e-4
