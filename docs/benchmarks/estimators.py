@@ -5,8 +5,8 @@ medians are printed and written.
 
     python docs/benchmarks/estimators.py [--output docs/benchmarks/estimators.md]
 
-Rows can be measured one after another, each in a process of its own: with --rows FILE they are
-added to those that are in the file, and the tables have them all.
+Rows can be measured one after another, each in a process of its own: with --rows FILE they
+are added to those that are in the file, and the tables have them all.
 """
 
 from __future__ import annotations

@@ -194,10 +194,10 @@ def test_bounds_by_quadrature():
 
 def test_damping_far_below_what_the_steps_resolve():
     """Few steps say so in the standard error; without a limit there are more of them."""
-    values = 10.0 ** -torch.linspace(0, 6, 300, dtype=torch.float64)
+    values = 10.0 ** -torch.linspace(0, 6, 150, dtype=torch.float64)
     A, damping = with_spectrum(values), 1e-5
     truth = (values / (values + damping)).sum().item()
-    for seed in range(6):
+    for seed in range(4):
         options = {"damping": damping, "seed": seed}
         few = estimate.effective_dimension(A, num_steps=8, num_matvecs=320, **options)
         assert abs(few.value - truth) < few.stderr
