@@ -93,9 +93,9 @@ class KrylovSpace:
             w.sub_(self._basis[j - 1], alpha=known)
         alpha = torch.vdot(q, w)
         w.addcmul_(q, alpha.real, value=-1)
-        c, alpha, beta = self._orthogonalize(w, j + 1, alpha)
+        c, diagonal, beta = self._orthogonalize(w, j + 1, alpha)
         correction = math.sqrt(np.vdot(c, c).real)
-        c[j] += alpha.real
+        c[j] += diagonal.real
         if known:
             c[j - 1] += known
         if correction > 0.5 * beta:  # rounding has left something along the basis
