@@ -93,10 +93,10 @@ def monitor(
 
     Notes
     -----
-    A product costs some microseconds more, and the copies of two vectors; with vectors that
-    are merged, about as much as the orthogonalization of a restarted method. On a GPU the
-    seconds of a product are those of its launch; their sum is right where the solver reads
-    a number after each product.
+    A product costs two microseconds more, and the copies of two vectors. Vectors are merged
+    when the log is asked for what they are good for, or when 64 MiB of them wait. On a GPU
+    the seconds of a product are those of its launch; their sum is right where the solver
+    reads a number after each product.
 
     Examples
     --------

@@ -22,6 +22,8 @@ Which: TypeAlias = Literal["LA", "SA", "LM"]
 _POINTS = 60
 #: entries times squared vectors up to which they are merged: half a second of one core
 _MERGED = 1.6e9
+#: bytes of vectors that may wait for being merged
+_WAITING = 1 << 26
 #: most vectors after the first merging: a second one of so many would cost what it did
 _LATER = 128
 #: a projection that differs by more than this part from its adjoint is not Hermitian
@@ -53,6 +55,9 @@ class Ritz(NamedTuple):
 class Pairs:
     """Pairs ``(x, A x)``, at most so many; older ones are merged, or forgotten.
 
+    Merging takes longer than many products. It waits until somebody wants to see the pairs,
+    or until more bytes wait than may.
+
     Parameters
     ----------
     size
@@ -71,31 +76,68 @@ class Pairs:
         # interrupt finds a block with its number, or neither
         self._blocks: list[tuple[int, Tensor]] = []
         self._count = 0
-        #: what merging has found: number, Ritz values, residual norms
-        self.past: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self.past_solutions: list[tuple[int, float]] = []
+        self._waiting: list[tuple[int, Tensor]] = []
+        self._room = _WAITING
+        self._past: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self._past_solutions: list[tuple[int, float]] = []
+
+    @property
+    def past(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """What merging has found: number, Ritz values, residual norms."""
+        self._settle()
+        return self._past
+
+    @property
+    def past_solutions(self) -> list[tuple[int, float]]:
+        """Norms of the best residuals that merging has found, with their numbers."""
+        self._settle()
+        return self._past_solutions
 
     @property
     def numbers(self) -> list[int]:
         """For each vector, the number of the product that it came with."""
+        self._settle()
+        return self._numbers()
+
+    def _numbers(self) -> list[int]:
         return [n for n, block in self._blocks for _ in range(block.shape[1])]
 
     def append(self, x: Tensor, y: Tensor, number: int) -> None:
         """Keep copies of a block ``(N, K)`` and its product ``(M, K)``."""
-        width = x.shape[1]
-        if width > self._limit // 2:  # more than can be kept
-            width = self._limit // 2
-            x, y = x[:, :width], y[:, :width]
-        if self._count + width > self._limit:
-            if self._b is None and too_long(len(x) + len(y), self._limit):
-                self._forget()
-            else:
-                self._merge()
-        self._blocks.append((number, torch.cat((x, y))))
-        self._count += width
+        if x.shape[1] > self._limit // 2:  # more than can be kept
+            x, y = x[:, : self._limit // 2], y[:, : self._limit // 2]
+        block = torch.cat((x, y))
+        self._waiting.append((number, block))
+        self._room -= block.nbytes
+        if self._room < 0 or self._forgets(len(block)):
+            self._settle()
+
+    def _forgets(self, size: int) -> bool:
+        """Whether older vectors are forgotten, which takes no time, and not merged."""
+        return self._b is None and too_long(size, self._limit)
+
+    def _settle(self) -> None:
+        """Merge what waits: once it is asked for, since it takes longer than products."""
+        while self._waiting:
+            number, block = self._waiting[0]
+            width = min(block.shape[1], self._limit // 2)
+            if self._count + width > self._limit:
+                if self._forgets(len(block)):
+                    self._forget()
+                else:
+                    self._merge()
+                width = min(width, self._limit // 2)  # the limit may be lower now
+            self._blocks.append((number, block[:, :width]))
+            self._count += width
+            del self._waiting[0]  # an interrupt before this makes it come twice, no harm
+        self._room = _WAITING
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """Return all vectors and products, ``(N, m)`` and ``(M, m)``; none of zeros."""
+        self._settle()
+        return self._matrices()
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
         both = torch.cat([block for _, block in self._blocks], dim=1)
         X, Y = both[: self._size], both[self._size :]
         norms = column_norms(X)
@@ -143,12 +185,12 @@ class Pairs:
 
     def _merge(self) -> None:
         """Replace the pairs by half as many: what solves best, and Ritz vectors."""
-        X, Y = self.matrices()
-        numbers = self.numbers
+        X, Y = self._matrices()
+        numbers = self._numbers()
         last, kept = numbers[-1], np.zeros((len(numbers), 0))
         if self._b is not None:
             found = least_squares(Y, self._b, numbers)
-            self.past_solutions.extend(found.curve)
+            self._past_solutions.extend(found.curve)
             kept = np.column_stack([found.combination, found.directions])
         self._limit = min(self._limit, _LATER)
         room = self._limit // 2 - kept.shape[1]
@@ -161,7 +203,7 @@ class Pairs:
             low = min(room // 2, len(values))
             ends = np.r_[:low, max(low, len(values) - (room - low)) : len(values)]
             others = ritz.combinations @ S[:, ends]
-            self.past.append((last, values[ends], residuals[ends]))
+            self._past.append((last, values[ends], residuals[ends]))
         kept = np.column_stack([kept, others])
         dtype = X.dtype.to_complex() if np.iscomplexobj(kept) else X.dtype
         combine = torch.as_tensor(kept, dtype=dtype, device=X.device)

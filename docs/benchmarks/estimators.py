@@ -4,15 +4,18 @@ Everything runs in one process, interleaved, on the CPU with two threads; tables
 medians are printed and written.
 
     python docs/benchmarks/estimators.py [--output docs/benchmarks/estimators.md]
+
+Rows can be measured one after another, each in a process of its own: with --rows FILE they
+are added to those that are in the file, and the tables have them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,16 +29,15 @@ import torchlinop
 from scipy.sparse.linalg import eigsh
 from torch import Tensor, nn
 from torchlinop import GGNLinearOperator, HessianLinearOperator, estimate
+from torchlinop.examples import digits
 
 import problems
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import digits
 
 #: eigenpairs, and the tolerance that SciPy is given
 PAIRS, TOLERANCE = 10, 1e-4
 PROBES, STEPS = 5, 50
 SEEDS = 20
+METHODS = ["hutchinson", "hutch++", "xtrace", "xnystrace"]
 
 
 class Counted(torchlinop.TorchLinearOperator):
@@ -67,7 +69,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any, int]:
     return statistics.median(seconds[len(seconds) // 2 :]), answer, len(seconds)
 
 
-def traces() -> list[str]:
+def traces(methods: list[str]) -> list[str]:
     """Products for one per cent of the digits GGN's trace."""
     torch.manual_seed(0)
     model, data, _ = digits.train()
@@ -75,7 +77,7 @@ def traces() -> list[str]:
     G = GGNLinearOperator(model, nn.CrossEntropyLoss(), params, data)
     truth = G.to_dense().trace().item()
     lines = []
-    for method in ("hutchinson", "hutch++", "xtrace", "xnystrace"):
+    for method in methods:
         products = None
         for count in (9, 12, 18, 24, 30, 36, 48, 60, 78, 99, 120, 150, 201, 300, 402, 600):
             errors = [
@@ -188,12 +190,18 @@ def main() -> None:
     parser.add_argument("--only", choices=["traces", "densities", "eigensolvers"])
     parser.add_argument("--problems", nargs="*", default=list(problems.PROBLEMS))
     parser.add_argument("--matrices", nargs="*", default=["Hessian", "GGN"])
+    parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--rows", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     parts: dict[str, Callable[[], list[str]]] = {
-        "traces": traces,
-        "densities": lambda: [density(n, arguments.rounds) for n in ("tiny MLP", "MLP")],
+        "traces": lambda: traces(arguments.methods),
+        "densities": lambda: [
+            density(name, arguments.rounds)
+            for name in arguments.problems
+            if name in ("tiny MLP", "MLP")
+        ],
         "eigensolvers": lambda: [
             eigensolver(name, kind, arguments.rounds)
             for name in arguments.problems
@@ -203,6 +211,10 @@ def main() -> None:
     found = {
         key: part() if arguments.only in (None, key) else [] for key, part in parts.items()
     }
+    if arguments.rows:
+        known = json.loads(arguments.rows.read_text()) if arguments.rows.exists() else {}
+        found = {key: known.get(key, []) + rows for key, rows in found.items()}
+        arguments.rows.write_text(json.dumps(found))
 
     import importlib.metadata as metadata
 
@@ -215,7 +227,8 @@ def main() -> None:
         "",
         "Printed by `python docs/benchmarks/estimators.py` (`tox run -e benchmark` "
         "installs the peer library). CPU, 2 threads; what is compared runs in turn, and "
-        f"ratios are medians of {arguments.rounds} rounds.",
+        "ratios are medians of 3 rounds unless --rounds says otherwise (one for ResNet-20 "
+        "and GPT). The rows were measured one after another, with --rows.",
         "",
         "## Products for one per cent of a trace",
         "",

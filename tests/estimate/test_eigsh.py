@@ -103,6 +103,15 @@ def test_all_of_a_small_matrix(n):
         check(with_spectrum(values), values, k, tol=0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_slower_end_overtakes(seed):
+    """The largest in size is negative, in a dense part that converges after the others."""
+    few = torch.tensor([1.2, 1.5, 2.0], dtype=torch.float64)
+    values = torch.cat([torch.linspace(-1.201, 0.5, 297, dtype=torch.float64), few])
+    check(with_spectrum(values), values, 3, "LM", seed=seed)
+    check(with_spectrum(-values), -values, 3, "LM", seed=seed)
+
+
 def test_to_rounding():
     found = check(with_spectrum(DECAYING), DECAYING, 6, tol=0)
     assert found.residual_bounds.max() < 1e-13

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchlinop import GGNLinearOperator, aslinearoperator, estimate, monitor
 from torchlinop.estimate.probes import ProbeSource
+from torchlinop.estimate.recurrence import Recurrence
 from tqdm import tqdm
 
 from tests.estimate.matrices import Counted, Failing, decaying, with_spectrum
@@ -168,6 +169,41 @@ def test_standard_errors_where_the_steps_are_too_few(products):
         found = estimate.effective_dimension(A, damping=1e-6, seed=seed, **options)
         truth = (half / (half + 1e-6)).sum().item()
         assert abs(found.value - truth) < 3 * found.stderr < math.inf
+
+
+def test_bounds_by_quadrature():
+    """Gauss' is above and Gauss-Radau's below, whatever the number of steps."""
+    values = 10.0 ** -torch.linspace(0, 5, 80, dtype=torch.float64)
+    A = with_spectrum(values)
+    z = ProbeSource(aslinearoperator(A), "gaussian", 0).rows(3)
+    U = torch.linalg.eigh(A)
+    weights = ((z @ U.eigenvectors) ** 2).numpy() / z.square().sum(1, keepdim=True).numpy()
+    for f in (lambda x: np.log(x + 1e-4), lambda x: x / (x + 1e-4)):
+        truth = (weights * f(U.eigenvalues.numpy())).sum(axis=1)
+        for steps in (1, 3, 10, 40):
+            recurrence = Recurrence(aslinearoperator(A), z.clone())
+            recurrence.advance(steps)
+            low, high = (
+                (q.weights * f(q.nodes)).sum(axis=1)
+                for q in (recurrence.radau(0.0, -1e-4), recurrence.quadrature())
+            )
+            assert (low < truth).all()
+            assert (truth < high).all()
+        assert (high - low < 0.1 * np.abs(truth)).all()
+
+
+def test_damping_far_below_what_the_steps_resolve():
+    """Few steps say so in the standard error; without a limit there are more of them."""
+    values = 10.0 ** -torch.linspace(0, 6, 150, dtype=torch.float64)
+    A, damping = with_spectrum(values), 1e-5
+    truth = (values / (values + damping)).sum().item()
+    for seed in range(4):
+        options = {"damping": damping, "seed": seed}
+        few = estimate.effective_dimension(A, num_steps=8, num_matvecs=320, **options)
+        assert abs(few.value - truth) < few.stderr
+        assert few.stderr > 0.1 * truth
+        found = estimate.effective_dimension(A, rtol=0.05, **options)
+        assert abs(found.value - truth) < 3 * found.stderr <= 0.15 * found.value
 
 
 def test_logdet_of_a_ggn():

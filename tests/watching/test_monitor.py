@@ -528,3 +528,23 @@ def test_products_that_are_not_finite():
         A @ np.ones(2)
     with pytest.raises(ValueError, match="NaN or infinite"):
         log.eigenpairs()
+
+
+def test_nothing_is_merged_during_the_run(monkeypatch):
+    """Merging takes longer than products: it waits, unless too many bytes do."""
+    A = torchlinop.DiagonalLinearOperator(torch.arange(1.0, 301.0, dtype=torch.float64))
+    merge, merged = _pairs.Pairs._merge, []
+    monkeypatch.setattr(
+        _pairs.Pairs, "_merge", lambda self: merged.append(len(log.products)) or merge(self)
+    )
+    found = []
+    for waiting in (1 << 26, 0):
+        monkeypatch.setattr(_pairs, "_WAITING", waiting)
+        merged.clear()
+        with torchlinop.monitor(A, max_vectors=32) as log:
+            spla.eigsh(A, k=4, ncv=12, tol=1e-9, v0=np.ones(300))
+        assert len(log.products) > 64
+        assert bool(merged) is (waiting == 0)
+        found.append(log.eigenpairs(3).eigenvalues)
+        assert min(merged) == (33 if waiting == 0 else len(log.products))
+    torch.testing.assert_close(found[1], found[0])

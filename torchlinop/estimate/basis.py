@@ -56,8 +56,6 @@ class Basis:
     def dots(self, count: int, w: Tensor) -> Tensor:
         """Inner products of the first vectors with ``w``, shape ``(count,)``."""
         parts = self._filled(count)
-        if len(parts) == 1 and count <= self._split:
-            return torch.mv(parts[0].conj(), w)
         products = [torch.mv(part.conj(), w.to(part.device)) for part in parts]
         return torch.cat([product.to(self._device) for product in products])
 
@@ -74,6 +72,11 @@ class Basis:
 
     def orthogonalize(self, count: int, w: Tensor) -> Tensor:
         """Remove the components of ``w`` along the first vectors, and return them."""
+        if count <= self._split:  # in as few calls as there can be
+            rows = self._parts[0][:count]
+            coefficients = torch.mv(rows.conj(), w)
+            w.addmv_(rows.T, coefficients, alpha=-1)
+            return coefficients
         coefficients = self.dots(count, w)
         self.subtract(w, coefficients)
         return coefficients

@@ -2,8 +2,11 @@ r"""Diagonals."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +19,9 @@ from torchlinop.estimate.sampling import Sampler, sampled
 from torchlinop.estimate.sketches import RangeSketch, column_dots, left_out
 
 DiagonalMethod: TypeAlias = Literal["hutchinson", "xdiag"]
+
+#: vectors of which all pairs are looked at for how much samples depend on one another
+_PAIRED = 12
 
 
 def diagonal(
@@ -160,7 +166,34 @@ class _XDiag:
         samples = Qs * (sketch.omega.conj() * left - Ts.conj())
         mean = samples.mean(dim=0)
         squares = (samples - mean).abs().square().sum(dim=0)
-        return inside + mean, _stderr(squares, r)
+        error = _stderr(squares, r)
+        variance = error.square().sum().item()
+        if 0 < variance < math.inf:
+            more = max(self._covariance(S, samples, Qs, Ts), 0.0)
+            error = error * math.sqrt(1 + more / variance)
+        return inside + mean, error
+
+    def _covariance(self, S: np.ndarray, samples: Tensor, Qs: Tensor, Ts: Tensor) -> float:
+        """Covariance of two samples, summed over the entries, from some of the pairs.
+
+        As for traces (``estimates.dependent_mean``). Without two vectors the space lacks
+        the direction of the second and what that of the first has orthogonal to it.
+        """
+        R, omega = self._sketch.R, self._sketch.omega
+        along, overlaps = S.conj().T @ R, S.conj().T @ S
+
+        def change(i: int, j: int) -> Tensor:
+            """Sample ``i`` minus what it is without vector ``j``."""
+            c = overlaps[j, i].item()
+            length = math.sqrt(max(1 - abs(c) ** 2, np.finfo(float).eps))
+            q, t = (Qs[i] - c * Qs[j]) / length, (Ts[i] - c * Ts[j]) / length
+            alone = q * (omega[i].conj() * (along[i, i].item() / length) - t.conj())
+            return samples[i] + Qs[j] * Ts[j].conj() - alone
+
+        some = list(range(min(len(S), _PAIRED)))
+        pairs = list(itertools.combinations(some, 2))
+        products = [torch.vdot(change(j, i), change(i, j)).real for i, j in pairs]
+        return torch.stack(products).mean().item()
 
     def exact(self) -> Tensor:
         self._spent = self.exact_matvecs

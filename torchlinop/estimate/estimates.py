@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +84,32 @@ def mean_and_stderr(samples: np.ndarray) -> tuple[Any, float]:
     return mean.item(), math.sqrt(variance / count)
 
 
-def jackknife(mean: Callable[[np.ndarray], Any], count: int) -> tuple[Any, float]:
-    """An estimate from random vectors that all depend on one another, and its error.
+def dependent_mean(samples: np.ndarray, without: np.ndarray) -> tuple[Any, float]:
+    r"""Mean of samples that depend on one another, and its standard error.
 
-    ``mean`` is evaluated for all vectors and with each of up to 16 groups left out. By
-    Efron and Stein (https://doi.org/10.1214/aos/1176345462) the variance is rather over-
-    than underestimated.
+    Sample :math:`t_i` is made of random vector ``i`` and of a space that all the others
+    span, and whatever the others are, its mean is the truth. Then so is that of
+    :math:`t_i^{(j)}`, which is made without vector ``j``, and since two vectors are
+    independent given all others,
+
+    .. math:: \mathrm{cov}(t_i, t_j) = E (t_i - t_i^{(j)}) \overline{(t_j - t_j^{(i)})},
+
+    in which the truth does not occur. With the mean of these products over all pairs the
+    estimate of the variance has no bias.
+
+    Parameters
+    ----------
+    samples
+        Shape ``(m,)``.
+    without
+        Shape ``(m, m)``: entry ``i, j`` is sample ``i`` without vector ``j``. The diagonal
+        is not looked at.
     """
-    everything = np.arange(count)
-    value = np.asarray(mean(everything)).item()
+    count = len(samples)
+    mean, error = mean_and_stderr(samples)
     if count < 2:
-        return value, math.inf
-    groups = np.array_split(everything, min(count, 16))
-    without = np.array([mean(np.setdiff1d(everything, group)) for group in groups])
-    spread = (np.abs(without - without.mean()) ** 2).sum()
-    error = math.sqrt(spread * (len(groups) - 1) / len(groups))
-    return value, error
+        return mean, error
+    change = samples[:, None] - without
+    np.fill_diagonal(change, 0)
+    covariance = (change * change.conj().T).sum().real / (count * (count - 1))
+    return mean, math.sqrt(error**2 + max(covariance, 0.0))

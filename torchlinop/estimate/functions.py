@@ -2,38 +2,28 @@ r"""Traces of functions of a matrix, by stochastic Lanczos quadrature."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import (
     at_least_zero,
-    evaluated,
     positive_count,
     square_operator,
     target,
 )
-from torchlinop.estimate.estimates import Estimate, mean_and_stderr
+from torchlinop.estimate.estimates import Estimate
 from torchlinop.estimate.probes import Probes, ProbeSource, block_size
 from torchlinop.estimate.progress import progress_bar
-from torchlinop.estimate.recurrence import Recurrence
+from torchlinop.estimate.quadratures import Function, Quadratures
 from torchlinop.estimate.sampling import Interrupted
 
 #: relative standard error that is aimed at where nothing is said
 _RTOL = 0.01
 #: random vectors of the first block, from which it is learned how many steps it takes
 _FIRST = 8
-#: the part of the standard error that a quadrature may be wrong by
-_SHARE = 0.1
-#: largest quotient of two changes with which the rest of their series is estimated
-_SLOWEST = 0.9
 #: most vectors, as a multiple of ``N``, where there is no other limit
 _MOST = 4
-
-Function = Callable[[np.ndarray], np.ndarray]
 
 
 def function_trace(
@@ -109,9 +99,29 @@ def function_trace(
     A = square_operator(A, "function_trace")
     if num_steps is not None:
         num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
-    return _function_trace(
-        A, f, num_matvecs, rtol, num_steps, ProbeSource(A, probes, seed), seed, progress
-    )
+    quadratures = Quadratures(A, f, ProbeSource(A, probes, seed), None)
+    return _function_trace(quadratures, num_matvecs, rtol, num_steps, seed, progress)
+
+
+def _monotone_trace(
+    A: Any,
+    f: Function,
+    damping: float,
+    *,
+    num_matvecs: int | None = None,
+    rtol: float | None = None,
+    num_steps: int | None = None,
+    probes: Probes = "rademacher",
+    seed: int = 0,
+    progress: bool = False,
+) -> Estimate:
+    """The same of ``log(x + damping)`` and its like, between two bounds."""
+    A = square_operator(A, "function_trace")
+    if num_steps is not None:
+        num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
+    limit = -damping if damping else None
+    quadratures = Quadratures(A, f, ProbeSource(A, probes, seed), limit)
+    return _function_trace(quadratures, num_matvecs, rtol, num_steps, seed, progress)
 
 
 def logdet(A: Any, *, damping: float = 0.0, **options: Any) -> Estimate:
@@ -130,6 +140,8 @@ def logdet(A: Any, *, damping: float = 0.0, **options: Any) -> Estimate:
     Returns
     -------
     Estimate
+        Each quadrature is the middle between Gauss' and Gauss-Radau's, which are bounds;
+        half their difference is added to the standard error.
 
     Raises
     ------
@@ -150,7 +162,7 @@ def logdet(A: Any, *, damping: float = 0.0, **options: Any) -> Estimate:
     def log(theta: np.ndarray) -> np.ndarray:
         return np.log(_positive(theta, damping))
 
-    return function_trace(A, log, **options)
+    return _monotone_trace(A, log, damping, **options)
 
 
 def effective_dimension(A: Any, *, damping: float, **options: Any) -> Estimate:
@@ -170,6 +182,8 @@ def effective_dimension(A: Any, *, damping: float, **options: Any) -> Estimate:
     Returns
     -------
     Estimate
+        Each quadrature is the middle between Gauss' and Gauss-Radau's, which are bounds;
+        half their difference is added to the standard error.
 
     Raises
     ------
@@ -193,7 +207,7 @@ def effective_dimension(A: Any, *, damping: float, **options: Any) -> Estimate:
     def share(theta: np.ndarray) -> np.ndarray:
         return theta / _positive(theta, damping)
 
-    return function_trace(A, share, **options)
+    return _monotone_trace(A, share, damping, **options)
 
 
 def _positive(theta: np.ndarray, damping: float) -> np.ndarray:
@@ -209,12 +223,10 @@ def _positive(theta: np.ndarray, damping: float) -> np.ndarray:
 
 
 def _function_trace(
-    A: TorchLinearOperator,
-    f: Function,
+    quadratures: Quadratures,
     num_matvecs: int | None,
     rtol: float | None,
     num_steps: int | None,
-    source: ProbeSource,
     seed: int,
     progress: bool,
 ) -> Estimate:
@@ -222,6 +234,7 @@ def _function_trace(
     rtol = target(rtol)
     if num_matvecs is None and rtol is None:
         rtol = _RTOL
+    A = quadratures.operator
     n = A.shape[0]
     limit = _MOST * n * (num_steps or n)
     if num_matvecs is not None:
@@ -232,7 +245,6 @@ def _function_trace(
                 f"{num_steps or 1} products each."
             )
     first = min(_FIRST, block_size(A), max(2, limit // (num_steps or 25)))
-    quadratures = _Quadratures(A, f, source)
     with progress_bar(progress, num_matvecs) as bar:
         try:
             steps = num_steps or quadratures.steps_needed(first, limit, rtol, bar.update)
@@ -251,95 +263,3 @@ def _function_trace(
                 raise
             so_far = *quadratures.estimate(), quadratures.num_matvecs
             raise Interrupted(Estimate(*so_far, "lanczos quadrature", seed)) from interrupt
-
-
-class _Quadratures:
-    """Quadratures of random vectors, evaluated."""
-
-    def __init__(self, A: TorchLinearOperator, f: Function, source: ProbeSource) -> None:
-        self._A, self._f, self._source = A, f, source
-        self._samples: np.ndarray = np.zeros(0)
-        self._change = 0.0
-        self.num_matvecs = 0
-
-    @property
-    def count(self) -> int:
-        """Number of random vectors."""
-        return len(self._samples)
-
-    def steps_needed(
-        self, count: int, limit: int, rtol: float | None, each: Callable[[int], object]
-    ) -> int:
-        """Use some vectors, with as many steps as it takes; return how many these are."""
-        recurrence = Recurrence(self._A, self._source.rows(count))
-        most = min(self._A.shape[0], limit // count)
-        steps, samples = 0, np.zeros(0)
-        changes: list[float] = []
-        for steps in _schedule(most):
-            recurrence.advance(steps - recurrence.steps, each)
-            before, samples = samples, self._evaluate(recurrence)
-            self._samples, self.num_matvecs = samples, count * steps
-            if not len(before):
-                continue
-            changes.append(abs(float((samples - before).mean())))
-            self._change = changes[-1]
-            value, error = mean_and_stderr(samples)
-            expected = error * math.sqrt(count * steps / max(limit, count * steps))
-            if rtol is not None:
-                expected = max(expected, rtol * abs(value))
-            least = 10 * recurrence.eps * np.abs(samples).max()
-            if self._change <= max(_SHARE * expected, least):
-                break
-        else:
-            self._change = _change_and_rest(changes)
-        if steps == self._A.shape[0]:
-            self._change = 0.0  # these quadratures are exact
-        return steps
-
-    def grow(self, count: int, steps: int, each: Callable[[int], object]) -> None:
-        """Use more vectors."""
-        recurrence = Recurrence(self._A, self._source.rows(count))
-        recurrence.advance(steps, each)
-        self._samples = np.append(self._samples, self._evaluate(recurrence))
-        self.num_matvecs += count * steps
-
-    def _evaluate(self, recurrence: Recurrence) -> np.ndarray:
-        nodes, weights, _ = recurrence.quadrature()
-        values = evaluated(self._f, nodes)
-        if values.shape != nodes.shape or not np.isfinite(values[weights > 0]).all():
-            raise ValueError(
-                "f has to map an array of Ritz values to finite numbers of the same shape; "
-                f"of shape {nodes.shape}, between {nodes.min():.3e} and {nodes.max():.3e}, "
-                f"it made shape {values.shape}."
-            )
-        squared = recurrence.squared_norms.double().cpu().numpy()
-        return squared * (weights * np.where(weights > 0, values, 0)).sum(axis=1)
-
-    def estimate(self) -> tuple[float, float]:
-        """Mean, and its standard error with what the quadratures may be wrong by."""
-        if not self.count:
-            return 0.0, math.inf
-        value, error = mean_and_stderr(self._samples)
-        return value, math.hypot(error, self._change)
-
-
-def _change_and_rest(changes: list[float]) -> float:
-    """The last change and those that would follow, where each is a part of the one before.
-
-    The numbers of steps grow by a factor, so it is a geometric series also where the error
-    falls with a power of the steps only.
-    """
-    if not changes:
-        return math.inf
-    before = changes[-2] if len(changes) > 1 else 0.0
-    ratio = min(changes[-1] / before, _SLOWEST) if before else _SLOWEST
-    return changes[-1] / (1 - ratio)
-
-
-def _schedule(most: int) -> list[int]:
-    """Numbers of steps at which to look, up to the most; at least three if possible."""
-    steps, schedule = 4 if most > 8 else max(most // 3, 1), []
-    while math.ceil(1.3 * steps) <= most:
-        schedule.append(steps)
-        steps = math.ceil(1.3 * steps)
-    return [*schedule, most] if schedule[-1:] != [most] else schedule

@@ -65,6 +65,8 @@ class KrylovSpace:
         number = np.complex128 if first.dtype.is_complex else np.float64
         self._T = np.zeros((capacity, capacity), dtype=number)
         self._b = np.zeros(0, dtype=number)
+        #: the last entry of b where the others are zero, and otherwise zero
+        self._known = 0.0
         self._aside = first.new_zeros(0, len(first))
         self._B = np.zeros((0, 0), dtype=number)
         self.eps = torch.finfo(A.torch_dtype).eps
@@ -83,48 +85,60 @@ class KrylovSpace:
 
     def step(self) -> None:
         """Multiply the next vector and add it to the basis."""
-        j, q, b = self.size, self._q, self._b
+        j, q, known = self.size, self._q, self._known
         self._basis[j] = q
-        w = self._A._product(q.unsqueeze(1))[:, 0]
+        w = self._A._product(q.unsqueeze(1)).squeeze(1)  # fresh memory
         self.num_matvecs += 1
-        # where only the last entry of b is there, its part is known beforehand
-        plain = j > 0 and np.count_nonzero(b) == 1 and b[-1] != 0
-        if plain:
-            w = w.sub(self._basis[j - 1], alpha=b[-1].item())
-        alpha = torch.vdot(q, w).real
-        w = w.addcmul(q, alpha, value=-1)
-        c, beta = self._orthogonalize(w, j + 1)
+        if known:  # of what lies along the basis
+            w.sub_(self._basis[j - 1], alpha=known)
+        alpha = torch.vdot(q, w)
+        w.addcmul_(q, alpha.real, value=-1)
+        c, diagonal, beta = self._orthogonalize(w, j + 1, alpha)
         correction = math.sqrt(np.vdot(c, c).real)
-        c[j] += float(alpha)
-        if plain:
-            c[j - 1] += b[-1]
+        c[j] += diagonal.real
+        if known:
+            c[j - 1] += known
         if correction > 0.5 * beta:  # rounding has left something along the basis
-            more, beta = self._orthogonalize(w, j + 1)
+            more, _, beta = self._orthogonalize(w, j + 1)
             c += more
         self.norm = max(self.norm, math.sqrt(np.vdot(c, c).real + beta**2))
-        defect = np.abs(c[:j].conj() - b - self._take_from_aside(q)).max(initial=0)
-        require_symmetric(defect, self.norm, self.eps)
+        if not known or len(self._aside) or correction > math.sqrt(self.eps) * self.norm:
+            expected = self._b + self._take_from_aside(q)
+            defect = np.abs(c[:j].conj() - expected).max(initial=0)
+            require_symmetric(defect, self.norm, self.eps)
         self._T[:j, j], self._T[j, :j] = c[:j], c[:j].conj()
         self._T[j, j] = c[j].real
-        B = np.vstack([self._B, np.zeros_like(self._B, shape=(1, len(self._aside)))])
-        self.size, self._b, self._B = j + 1, np.zeros_like(b, shape=j + 1), B
+        if len(self._aside):
+            self._B = np.vstack([self._B, np.zeros_like(self._B[:1])])
+        self.size = j + 1
         if beta > 10 * self.eps * self.norm:
-            self._b[j] = beta
+            self._couple(beta)
             self._q = w.div_(beta)
         elif not self.complete:  # an invariant subspace: go on in the rest
             self._start_from_random()
+        else:
+            self._couple(0.0)
 
-    def _orthogonalize(self, w: Tensor, count: int) -> tuple[np.ndarray, float]:
-        """Remove what ``w`` has along the basis; return that and the norm of the rest."""
+    def _couple(self, beta: float) -> None:
+        """Let the next vector belong to the last one of the basis alone."""
+        self._b = np.zeros(self.size, dtype=self._T.dtype)
+        self._b[-1] = self._known = beta
+
+    def _orthogonalize(
+        self, w: Tensor, count: int, alpha: Tensor | None = None
+    ) -> tuple[np.ndarray, complex, float]:
+        """Remove what ``w`` has along the basis; return that, a number, and the norm."""
         c = self._basis.orthogonalize(count, w)
-        numbers = on_host(torch.cat([c, torch.vdot(w, w).unsqueeze(0)]))
-        if not np.isfinite(numbers[-1]):
+        square = torch.vdot(w, w)
+        both = (square if alpha is None else alpha, square)
+        numbers = on_host(torch.cat((c, torch.stack(both))))
+        if not math.isfinite(numbers[-1].real):
             raise np.linalg.LinAlgError(
                 f"Product {self.num_matvecs} with the matrix has NaN or infinite entries. "
                 "For a curvature matrix look for NaN in parameters and data with "
                 "check_finite=True."
             )
-        return numbers[:-1], math.sqrt(numbers[-1].real)
+        return numbers[:-2], numbers[-2], math.sqrt(numbers[-1].real)
 
     def _take_from_aside(self, q: Tensor) -> np.ndarray:
         """Remove ``q``, now in the basis, from what is set aside; return ``q^H P B^T``."""
@@ -137,12 +151,14 @@ class KrylovSpace:
     def start_afresh(self) -> None:
         """Set the next vector aside and go on from a random one."""
         if self._b.any():
+            if not len(self._aside):
+                self._B = np.zeros((self.size, 0), dtype=self._T.dtype)
             self._aside = torch.cat([self._aside, self._q.unsqueeze(0)])
             self._B = np.column_stack([self._B, self._b])
         self._start_from_random()
 
     def _start_from_random(self) -> None:
-        self._b = np.zeros_like(self._b, shape=self.size)
+        self._b, self._known = np.zeros(self.size, dtype=self._T.dtype), 0.0
         self._q = self._random.rows(1)[0]
         for _ in range(3):
             self._basis.orthogonalize(self.size, self._q)
@@ -159,6 +175,7 @@ class KrylovSpace:
             q, b = self._q, self._b
             size = float(sizes[most])
             self._q, self._b = self._aside[most] / size, self._B[:, most] * size
+            self._known = 0.0
             self._aside[most], self._B[:, most] = q, b
 
     def ritz(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -183,7 +200,9 @@ class KrylovSpace:
         self._basis.combine(coefficients)
         self._T[:] = 0
         self._T[np.arange(k), np.arange(k)] = theta
-        self._b, self._B = self._b @ S, S.T @ self._B
+        self._b, self._known = self._b @ S, 0.0
+        if len(self._aside):
+            self._B = S.T @ self._B
         self.size = k
 
     def vectors(self, S: np.ndarray) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import require_finite, require_symmetric
+from torchlinop.estimate.sketches import on_host
 
 
 class Quadrature(NamedTuple):
@@ -111,24 +112,68 @@ class Recurrence:
 
     def quadrature(self) -> Quadrature:
         """Gauss quadrature of all steps so far."""
-        alphas, betas = (
-            torch.stack(x, dim=1).to(device="cpu", dtype=torch.float64).numpy()
-            for x in zip(*self._coefficients, strict=True)
-        )
+        alphas, betas = self._on_host()
         nodes, weights = np.empty_like(alphas), np.zeros_like(alphas)
         residuals = np.zeros_like(alphas)
         for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
-            ends = np.flatnonzero(beta == 0)
-            m = int(ends[0]) + 1 if len(ends) else len(alpha)
-            if m == 1:
-                theta, S = alpha[:1], np.ones((1, 1))
-            else:
-                theta, S = eigh_tridiagonal(alpha[:m], beta[: m - 1], lapack_driver="stev")
+            m = _length(beta)
+            theta, S = _tridiagonal(alpha[:m], beta[: m - 1])
             nodes[k, :m], nodes[k, m:] = theta, theta[-1]
             weights[k, :m] = S[0] ** 2
             residuals[k, :m] = np.abs(S[-1]) * beta[m - 1]
             residuals[k, m:] = residuals[k, m - 1]
         return Quadrature(nodes, weights, residuals)
+
+    def radau(self, lowest: float, limit: float) -> Quadrature:
+        r"""Quadrature with a node at the lower end of the spectrum, and one node more.
+
+        For functions with :math:`(-1)^j f^{(j)} \le 0` for all :math:`j \ge 1` it is a
+        lower bound, as Gauss quadrature is an upper one: Golub and Meurant, "Matrices,
+        Moments and Quadrature", Princeton 2010, theorem 6.4.
+
+        Parameters
+        ----------
+        lowest
+            A lower bound of the spectrum. Where there are nodes below it, the end is taken
+            to be by its residual below the lowest, but not halfway to the limit.
+        limit
+            Where the function is not defined any more.
+        """
+        alphas, betas = self._on_host()
+        nodes = np.empty((len(alphas), self.steps + 1))
+        weights = np.zeros_like(nodes)
+        for k, (alpha, beta) in enumerate(zip(alphas, betas, strict=True)):
+            m = _length(beta)
+            theta, S = _tridiagonal(alpha[:m], beta[: m - 1])
+            if beta[m - 1]:
+                residual = np.abs(S[-1, 0]) * beta[m - 1]
+                room = max(residual, 4 * self.eps * np.abs(theta).max())
+                end = min(lowest, max(theta[0] - room, (theta[0] + limit) / 2))
+                last = end + beta[m - 1] ** 2 * (S[-1] ** 2 / (theta - end)).sum()
+                theta, S = _tridiagonal(np.append(alpha[:m], last), beta[:m])
+                theta[0] = end  # but for rounding
+                m += 1
+            nodes[k, :m], nodes[k, m:] = theta, theta[-1]
+            weights[k, :m] = S[0] ** 2
+        return Quadrature(nodes, weights, np.zeros_like(nodes))
+
+    def _on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """Diagonals and what is beside them, shape ``(K, m)``."""
+        alphas, betas = zip(*self._coefficients, strict=True)
+        return on_host(torch.stack(alphas, dim=1)), on_host(torch.stack(betas, dim=1))
+
+
+def _length(beta: np.ndarray) -> int:
+    """After how many steps a recurrence has ended."""
+    ends = np.flatnonzero(beta == 0)
+    return int(ends[0]) + 1 if len(ends) else len(beta)
+
+
+def _tridiagonal(alpha: np.ndarray, beta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if len(alpha) == 1:
+        return alpha[:1].copy(), np.ones((1, 1))
+    theta, S = eigh_tridiagonal(alpha, beta, lapack_driver="stev")
+    return theta, S
 
 
 def _dots(x: Tensor, y: Tensor) -> Tensor:

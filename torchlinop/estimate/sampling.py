@@ -88,6 +88,7 @@ def sampled(
     def result(value: Any, error: Any, method: str) -> Estimate:
         return Estimate(value, error, sampler.num_matvecs, method, seed)
 
+    seen: list[tuple[int, float]] = []  # numbers of products, errors
     with progress_bar(progress, limit) as bar:
         try:
             while True:
@@ -100,13 +101,21 @@ def sampled(
                 missing = 0.0 if rtol is None else size(error) / (rtol * size(value) or 1.0)
                 if wanted >= limit or missing <= 1:
                     return result(value, error, sampler.method)
-                # errors fall with the root of the number; no more than twice at once
-                factor = min(2.0, max(1.1, 1.05 * missing**2))
+                seen.append((sampler.num_matvecs, missing))
+                factor = min(2.0, max(1.1, 1.05 * missing ** (1 / _power(seen[-2:]))))
                 wanted = min(limit, math.ceil(factor * wanted))
         except KeyboardInterrupt as interrupt:
             if not sampler.num_matvecs:
                 raise
             raise Interrupted(result(*sampler.estimate(), sampler.method)) from interrupt
+
+
+def _power(seen: list[tuple[int, float]]) -> float:
+    """With which power of the number of products errors fall: the root, or faster."""
+    (few, large), (many, small) = seen[0], seen[-1]
+    if many <= few or not 0 < small < large < math.inf:
+        return 0.5
+    return min(max(math.log(large / small) / math.log(many / few), 0.5), 2.0)
 
 
 def size(x: Any) -> float:

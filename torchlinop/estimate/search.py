@@ -79,6 +79,8 @@ class Found(NamedTuple):
     good: np.ndarray
     #: what residuals are to reach
     goal: float
+    #: columns of unwanted ones that may still grow larger in size than a wanted one
+    rivals: np.ndarray
 
     def pairs(self, space: KrylovSpace) -> Eigenpairs:
         """The wanted ones, ascending."""
@@ -116,7 +118,7 @@ def _converge(
         return look(space, k, which, tol)
     if space.size == space.capacity:  # the search for what was missed has filled it
         _shorten(space, k, which, look(space, k, which, tol))
-    due = max(k, space.size + 1)
+    due = max(k, space.size + 1) if space.size else max(k, min(2 * k, k + 4))
     before = (0, math.inf)  # number of products, logarithm of how much is missing
     while True:
         space.step()
@@ -127,13 +129,13 @@ def _converge(
             continue
         found = look(space, k, which, tol)
         rest = found.residuals[found.wanted]
-        missing = found.wanted[rest > found.goal]
+        missing = np.append(found.wanted[rest > found.goal], found.rivals)
         if last or not len(missing):
             return found
         space.turn_to(found.S[:, missing])
         if full:
             _shorten(space, k, which, found)
-        now = space.num_matvecs, math.log(rest.max() / found.goal)
+        now = space.num_matvecs, math.log(max(rest.max() / found.goal, 1e-9))
         rate = (before[1] - now[1]) / (now[0] - before[0])
         ahead = 0.4 * now[1] / rate if 0 < rate < math.inf else 1
         before, due = now, space.size + int(np.clip(ahead, 1, 1 + space.size // 8))
@@ -158,7 +160,26 @@ def look(space: KrylovSpace, k: int, which: str, tol: float) -> Found:
     wanted = order[:k]
     if len(good) >= k and _agree(theta[good[:k]], theta[wanted], goal):
         wanted = good[:k]
-    return Found(theta, S, residuals, wanted, good, goal)
+    rivals = _rivals(theta, residuals, wanted, goal) if which == "LM" else order[:0]
+    return Found(theta, S, residuals, wanted, good, goal, rivals)
+
+
+def _rivals(
+    theta: np.ndarray, residuals: np.ndarray, wanted: np.ndarray, goal: float
+) -> np.ndarray:
+    """The outermost value, if any, that is unwanted, not settled, and of the other sign.
+
+    Both ends of a spectrum converge on their own, one perhaps long before the other. The
+    value of the slower one may cross the size of the last that is wanted.
+    """
+    last = wanted[np.abs(theta[wanted]).argmin()]
+    others = np.setdiff1d(np.flatnonzero(theta * theta[last] < 0), wanted)
+    if not len(others):
+        return others
+    first = others[np.abs(theta[others]).argmax()]
+    # within one residual is some eigenvalue; three, since it need not be the outermost
+    crossing = abs(theta[first]) + 3 * residuals[first] > abs(theta[last])
+    return others[others == first] if crossing and residuals[first] > goal else others[:0]
 
 
 def _missed(space: KrylovSpace, found: Found, which: str, limit: int, count: Count) -> bool:
@@ -174,7 +195,7 @@ def _missed(space: KrylovSpace, found: Found, which: str, limit: int, count: Cou
     if len(rest) and rest.max() > rest.min():
         low, high = rest.min(), rest.max()
         # as far away as most of the wanted values
-        distance = np.quantile(np.maximum(values - high, low - values), 0.25)
+        distance = np.sort(np.maximum(values - high, low - values))[len(values) // 4]
         growth = math.acosh(1 + 2 * max(distance, 0) / (high - low))
         if growth > 0:
             needed = math.ceil(math.log(100 * math.sqrt(space.dim)) / growth)

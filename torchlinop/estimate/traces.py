@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import one_of, square_operator
-from torchlinop.estimate.estimates import Estimate, jackknife, mean_and_stderr
+from torchlinop.estimate.estimates import Estimate, dependent_mean, mean_and_stderr
 from torchlinop.estimate.hutchinson import (
     Hutchinson,
     exact_diagonal,
@@ -48,8 +48,7 @@ def trace(
         both in turn. ``"xnystrace"``: for positive semi-definite matrices, with one product
         for each vector. Hutchinson's error falls with the root of the number of products;
         that of the others falls faster where eigenvalues decay, but they keep one to two
-        vectors for each product. The standard errors of ``"xtrace"`` and ``"xnystrace"``,
-        from a jackknife, are too large rather than too small.
+        vectors for each product.
     num_matvecs
         Most vectors to multiply, at most ``N``.
     rtol
@@ -174,24 +173,36 @@ class _XTrace:
 
     def estimate(self) -> tuple[Any, float]:
         sketch, n = self._sketch, self._A.shape[0]
+        r, R, S = len(sketch), sketch.R, left_out(sketch.R)
         W = on_host(sketch.q.conj() @ sketch.omega.T)
-        H = on_host(sketch.q.conj() @ sketch.z.T)
+        h = on_host(sketch.q.conj() @ sketch.z.T)
         X = on_host(sketch.omega.conj() @ sketch.z.T)
+        hS, hW = h @ S, h @ W
+        overlaps = S.conj().T @ S
 
-        def mean(some: np.ndarray) -> Any:
-            Q, R = np.linalg.qr(sketch.R[:, some])
-            w, h, x = Q.conj().T @ W[:, some], Q.conj().T @ H @ Q, X[some] @ Q
-            S = left_out(R)
-            U = w - S * column_dots(S, w)  # projections onto the ranges without one
-            inside = np.trace(h) - column_dots(S, h @ S)
-            outside = column_dots(w - U, R) - column_dots(x.conj().T, U)
-            outside = outside + column_dots(U, h @ U)
+        def samples(j: int | None) -> np.ndarray:
+            """One for each vector, in a space without that one and vector ``j``."""
+            E, hE, U, hU = S, hS, W, hW
+            inside, left = np.trace(h), r - 1
+            if j is not None:  # all directions are made orthogonal to that of j
+                s, hs, c = S[:, j : j + 1], hS[:, j : j + 1], overlaps[j]
+                lengths = np.sqrt(np.maximum(1 - np.abs(c) ** 2, np.finfo(float).eps))
+                E, hE = (S - s * c) / lengths, (hS - hs * c) / lengths
+                along = s.conj().T @ W
+                U, hU = W - s * along, hW - hs * along
+                inside, left = inside - column_dots(s, hs), r - 2
+            along = column_dots(E, U)
+            U, hU = U - E * along, hU - hE * along  # projections of the vectors
+            inside = inside - column_dots(E, hE)
+            outside = column_dots(W - U, R) - column_dots(X.conj().T, U)
+            outside = outside + column_dots(U, hU)
             if self._kind == "sphere":
-                left = n - np.linalg.norm(U, axis=0) ** 2
-                outside = outside * (n - len(some) + 1) / left
-            return (inside + outside).mean()
+                size = n - np.linalg.norm(U, axis=0) ** 2
+                outside = outside * (n - left) / size
+            return inside + outside
 
-        return jackknife(mean, len(sketch))
+        without = [samples(j) for j in range(r)] if r > 1 else [samples(None)]
+        return dependent_mean(samples(None), np.stack(without, axis=1))
 
     def exact(self) -> Any:
         self._spent += self.exact_matvecs
@@ -238,20 +249,30 @@ class _XNysTrace:
         H = on_host(omega.conj() @ y.T)
         gram = on_host(omega.conj() @ omega.T)
 
-        def mean(some: np.ndarray) -> float:
-            some_gram = gram[np.ix_(some, some)]
-            C = _cholesky(H[np.ix_(some, some)], some_gram)
-            D = solve_triangular(C, np.eye(len(some)), trans="C")  # H^-1 = D^H D
-            B = solve_triangular(C, R[:, some].conj().T, trans="C").conj().T
-            lengths = np.linalg.norm(D, axis=0) ** 2
-            taken = np.linalg.norm(B @ D, axis=0) ** 2 / lengths
-            rest = 1 / lengths
-            if self._source.kind == "sphere":
-                distances = 1 / np.diag(np.linalg.inv(some_gram)).real
-                rest = rest * (n - len(some) + 1) / distances
-            return float((np.linalg.norm(B) ** 2 - taken + rest).mean() - shift * n)
+        C = _cholesky(H, gram)
+        D = solve_triangular(C, np.eye(r), trans="C")
+        B = solve_triangular(C, R.conj().T, trans="C").conj().T
+        whole = np.linalg.norm(B) ** 2 - shift * n
+        inverse, taken = D.conj().T @ D, (B @ D).conj().T @ (B @ D)  # of H, and with A^2
 
-        return jackknife(mean, r)
+        def samples(K: np.ndarray, T: np.ndarray, spread: np.ndarray, left: int) -> Any:
+            rest = 1 / K
+            if self._source.kind == "sphere":
+                rest = rest * (n - left) * spread  # over the squared distance
+            return whole - T / K + rest
+
+        K, T = inverse.diagonal().real, taken.diagonal().real
+        M = np.linalg.inv(gram)
+        spread = M.diagonal().real
+        # where j is left out as well: Schur complements, row by row
+        c = inverse / K
+        K2 = K[:, None] - (np.abs(inverse) ** 2 / K)
+        T2 = T[:, None] - 2 * (c.conj() * taken).real + np.abs(c) ** 2 * T
+        spread2 = spread[:, None] - np.abs(M) ** 2 / spread
+        for x in (K2, spread2):
+            np.fill_diagonal(x, 1)
+        without = samples(K2, T2, spread2, r - 2) - T / K
+        return dependent_mean(samples(K, T, spread, r - 1), without)
 
     def exact(self) -> Any:
         self._spent += self.exact_matvecs
