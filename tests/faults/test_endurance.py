@@ -159,8 +159,10 @@ def everything():
     KFACLinearOperator(*arguments) @ v
     GGNLinearOperator(model, arguments[1], arguments[2], loader) @ v
     CGInverseLinearOperator(G, damping=1.0) @ v
-    with monitor(H):
+    with monitor(H) as log:
         eigsh(H, k=2)
+    if log.stopped:  # by Ctrl-C, which ends the run and not the program
+        raise KeyboardInterrupt
     estimate.eigsh(H, k=2)
 
 def state():
