@@ -272,3 +272,12 @@ def test_expressions(data: Any, term: Term, columns: int | None, char: str) -> N
         _check(w.get(), term, matrix, v)
     _check((u.T @ A).T, term, dense.T, u)
     _check(A.to_dense().numpy(), term, dense, np.eye(n))
+
+
+def test_kronecker_products_of_two_dtypes():
+    a, b = torch.ones(2, 2), torch.arange(4.0, dtype=torch.float64).reshape(2, 2)
+    A, B = KroneckerLinearOperator(a, a), KroneckerLinearOperator(b, b)
+    product = A @ B
+    assert product.dtype == np.float64
+    expected = A.to_dense().double() @ B.to_dense()
+    torch.testing.assert_close(product.to_dense(), expected)
