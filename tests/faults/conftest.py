@@ -9,7 +9,7 @@ _common = {
     "database": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
 }
-settings.register_profile("quick", derandomize=True, max_examples=60, **_common)
+settings.register_profile("quick", derandomize=True, max_examples=40, **_common)
 #: pytest tests/faults --hypothesis-profile long --hypothesis-seed 1, then 2, 3, ...
 settings.register_profile(
     "long", max_examples=2_000, phases=[Phase.generate, Phase.shrink], **_common

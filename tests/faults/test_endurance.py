@@ -53,14 +53,13 @@ def _rosenbrock(n: int) -> HessianLinearOperator:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["numpy", "torch"])
-def test_ten_thousand_products_leave_nothing_behind(kind):
+def test_ten_thousand_products_leave_nothing_behind():
     """A vector that stayed would be half a KiB each time, 5 MiB in all."""
     H, D = _rosenbrock(64), DiagonalLinearOperator(torch.ones(64, dtype=torch.float64))
     expression = (2 * D + H.T) @ D
     x = np.ones(64)
-    x = x if kind == "numpy" else torch.from_numpy(x)
-    blocks, resident = _grows(lambda: expression @ x, 10_000)
+    v = torch.ones(64)
+    blocks, resident = _grows(lambda: (expression @ x, expression @ v), 5_000)
     assert blocks < 1000
     assert resident < 2 * 2**20
 
@@ -205,7 +204,7 @@ print("hits", hits, flush=True)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 def test_ctrl_c_at_random_moments(rng):
-    """A program that uses everything is interrupted from outside, 25 times."""
+    """A program that uses everything is interrupted from outside, fifteen times."""
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         stdin=subprocess.PIPE,
@@ -217,7 +216,7 @@ def test_ctrl_c_at_random_moments(rng):
     )
     assert program.stdout.readline() == "ready\n", program.stderr.read()
     timer = threading.Event()
-    for _ in range(25):
+    for _ in range(15):
         program.stdin.write("\n")
         program.stdin.flush()
         timer.wait(rng.uniform(0.01, 0.2))
@@ -225,4 +224,4 @@ def test_ctrl_c_at_random_moments(rng):
         answer = program.stdout.readline()
         assert answer == "again\n", program.communicate()[1]
     out, err = program.communicate(timeout=60)
-    assert out == "hits 25\n", err
+    assert out == "hits 15\n", err
