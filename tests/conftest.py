@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as module_hooks
 from torchlinop.autodiff import columns, experience
 
 
@@ -116,7 +116,8 @@ def _global_state() -> tuple:
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch._C._len_torch_function_stack(),
-        bool(_has_any_global_hook()),
+        len(module_hooks._global_forward_hooks)
+        + len(module_hooks._global_forward_pre_hooks),
         torch.backends.cudnn.enabled,
         torch.backends.cuda.flash_sdp_enabled(),
         torch.are_deterministic_algorithms_enabled(),

@@ -61,7 +61,8 @@ STRANGERS = [
 
 
 def _modules():
-    paths = sorted(ROOT.rglob("*.py"))
+    """All files; of the package itself the stub, which has its imports."""
+    paths = sorted({*ROOT.rglob("*.py"), ROOT / "__init__.pyi"} - {ROOT / "__init__.py"})
     return [(path, path.relative_to(ROOT).with_suffix("").parts) for path in paths]
 
 
@@ -127,18 +128,76 @@ def test_no_delayed_imports_of_our_own(path, parts):
             assert "torchlinop" not in ast.unparse(node)
 
 
+def _printed(code):
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.splitlines()
+
+
+def test_importing_the_package_alone_is_free():
+    """SciPy's solvers take 0.2 s, all of our own files half of that: when they are used."""
+    code = """
+import sys, torch
+
+before = set(sys.modules)
+import torchlinop
+
+print(sorted(set(sys.modules) - before))
+assert "eigsh" not in dir(torchlinop)
+assert "HessianLinearOperator" in dir(torchlinop)
+torchlinop.DiagonalLinearOperator
+print("torchlinop.structured" in sys.modules, "torchlinop.curvature" in sys.modules)
+"""
+    assert _printed(code) == ["['torchlinop']", "True False"]
+
+
+def test_names_are_imported_by_several_threads_at_once():
+    """A package and one of its modules, each of which imports the other."""
+    code = """
+import sys, threading, torch, torchlinop
+
+sys.setswitchinterval(1e-6)
+names, start, failed = torchlinop.__all__, threading.Barrier(8), []
+
+def use(k):
+    start.wait()
+    try:
+        for name in names[k::8] + names:
+            getattr(torchlinop, name)
+    except BaseException as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=use, args=(k,)) for k in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failed)
+"""
+    assert _printed(code) == ["[]"]
+
+
+def test_stub_lists_what_there_is():
+    """What type checkers and ``import *`` see is what is imported."""
+    stub = ast.parse((ROOT / "__init__.pyi").read_text())
+    named = [ast.literal_eval(node.value) for node in stub.body if type(node) is ast.Assign]
+    assert named == [torchlinop.__all__]
+    with pytest.raises(AttributeError, match="'torchlinop' has no attribute 'Hessian'"):
+        torchlinop.Hessian
+
+
 def test_import_needs_no_optional_package():
     code = (
-        "import sys, torchlinop, torchlinop.compat.curvlinops, torchlinop.reference\n"
+        "import sys, torchlinop.compat.curvlinops, torchlinop.reference\n"
+        "from torchlinop import *\n"
         "found = {m.split('.')[0] for m in sys.modules}\n"
         "found |= {m for m in sys.modules if m == 'torch._dynamo'}  # a second of imports\n"
         "print(sorted(found & {'cupy', 'matplotlib', 'safetensors', 'sklearn',"
         " 'statsmodels', 'pandas', 'sympy', 'torch._dynamo'}))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "[]"
+    assert _printed(code) == ["[]"]
 
 
 def test_products_import_nothing():
@@ -146,6 +205,7 @@ def test_products_import_nothing():
     code = """
 import sys, torch, torchlinop
 from torch import nn
+from torchlinop import *
 
 before = set(sys.modules)
 image = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GELU(), nn.Flatten(), nn.Linear(8, 4)
@@ -168,10 +228,7 @@ for layers, X in ((image, torch.rand(3, 1, 4, 4)), (text, torch.randint(4, (3, 2
         A @ torch.ones(A.shape[1], 8)
 print(sorted({".".join(m.split(".")[:2]) for m in set(sys.modules) - before}))
 """
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert run.stdout.strip() == "[]"
+    assert _printed(code) == ["[]"]
 
 
 def test_all_is_sorted_and_real():

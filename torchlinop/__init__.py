@@ -1,112 +1,37 @@
-"""Curvature matrices of PyTorch models as SciPy linear operators."""
+"""Curvature matrices of PyTorch models as SciPy linear operators.
 
-from torchlinop import estimate, plot, verify
-from torchlinop._blas import single_threaded_blas
-from torchlinop._convergence import ConvergenceWarning
-from torchlinop._cost import Cost, cost
-from torchlinop._monitor import monitor
-from torchlinop._operator import TorchLinearOperator, aslinearoperator
-from torchlinop._runlog import RunLog
-from torchlinop._space import ParameterSpace
-from torchlinop._summary import Summary, summary
-from torchlinop.autodiff import UnsupportedDerivativeError, WrongDerivativeError
-from torchlinop.curvature import (
-    EFLinearOperator,
-    FisherMCLinearOperator,
-    GGNLinearOperator,
-    HessianLinearOperator,
-    JacobianLinearOperator,
-)
-from torchlinop.curvature.gradient import gradient_and_loss
-from torchlinop.kronecker import (
-    EKFACLinearOperator,
-    GGNDiagonalLinearOperator,
-    KFACLinearOperator,
-    KFOCLinearOperator,
-    StoredFileError,
-)
-from torchlinop.solve import (
-    CGInverseLinearOperator,
-    CholeskyInverseLinearOperator,
-    ConvergenceError,
-    EighInverseLinearOperator,
-    JacobiPreconditioner,
-    LSMRInverseLinearOperator,
-    MINRESInverseLinearOperator,
-    NegativeCurvatureError,
-    NeumannInverseLinearOperator,
-    NystromPreconditioner,
-    Preconditioner,
-    SolveReport,
-    multishift_cg,
-    neumann_scale,
-)
-from torchlinop.sources import EmpiricalRisk, Options
-from torchlinop.structured import (
-    BlockDiagonalLinearOperator,
-    DiagonalLinearOperator,
-    EighLinearOperator,
-    IdentityLinearOperator,
-    KroneckerLinearOperator,
-    LowRankPlusDiagonalLinearOperator,
-    StructuredLinearOperator,
-    SubmatrixLinearOperator,
-    block,
-)
+A public name is imported when it is first used, with what it needs. Which names there
+are, and where, is listed once, in the stub ``__init__.pyi``.
+"""
 
-__all__ = [
-    "BlockDiagonalLinearOperator",
-    "CGInverseLinearOperator",
-    "CholeskyInverseLinearOperator",
-    "ConvergenceError",
-    "ConvergenceWarning",
-    "Cost",
-    "DiagonalLinearOperator",
-    "EFLinearOperator",
-    "EKFACLinearOperator",
-    "EighInverseLinearOperator",
-    "EighLinearOperator",
-    "EmpiricalRisk",
-    "FisherMCLinearOperator",
-    "GGNDiagonalLinearOperator",
-    "GGNLinearOperator",
-    "HessianLinearOperator",
-    "IdentityLinearOperator",
-    "JacobiPreconditioner",
-    "JacobianLinearOperator",
-    "KFACLinearOperator",
-    "KFOCLinearOperator",
-    "KroneckerLinearOperator",
-    "LSMRInverseLinearOperator",
-    "LowRankPlusDiagonalLinearOperator",
-    "MINRESInverseLinearOperator",
-    "NegativeCurvatureError",
-    "NeumannInverseLinearOperator",
-    "NystromPreconditioner",
-    "Options",
-    "ParameterSpace",
-    "Preconditioner",
-    "RunLog",
-    "SolveReport",
-    "StoredFileError",
-    "StructuredLinearOperator",
-    "SubmatrixLinearOperator",
-    "Summary",
-    "TorchLinearOperator",
-    "UnsupportedDerivativeError",
-    "WrongDerivativeError",
-    "aslinearoperator",
-    "block",
-    "cost",
-    "estimate",
-    "gradient_and_loss",
-    "monitor",
-    "multishift_cg",
-    "neumann_scale",
-    "plot",
-    "single_threaded_blas",
-    "summary",
-    "verify",
-]
+from __future__ import annotations
+
+import ast
+from importlib import import_module
+from pathlib import Path
 
 __version__ = "0.1.0"
+
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_HOMES = {
+    alias.name: node.module
+    for node in _STUB.body
+    if isinstance(node, ast.ImportFrom)
+    for alias in node.names
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _HOMES[name] == __name__:
+        return import_module(f"{__name__}.{name}")
+    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals().keys() | _HOMES.keys()]

@@ -42,6 +42,12 @@ class Dense:
     def adjoint(self) -> Dense:
         return Dense(self.args[0].mH)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # on the way to another process torch forgets that a tensor is to be conjugated,
+        # and the tensor has to live until it has arrived
+        self.args = (self.args[0].resolve_conj(),)
+        return vars(self)
+
 
 class OnHost:
     """An operator or sparse matrix that multiplies NumPy arrays by its own code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import threading
@@ -19,6 +20,14 @@ from torchlinop.autodiff.rules import Corrections, SecondOrderRules
 #: held while a model is evaluated or looked at: some flags that are set belong to the
 #: whole process
 EXCLUSIVE = threading.RLock()
+
+if hasattr(os, "register_at_fork"):
+    # a child has no other thread that could end what it has begun, and release the lock
+    os.register_at_fork(
+        before=EXCLUSIVE.acquire,
+        after_in_parent=EXCLUSIVE.release,
+        after_in_child=EXCLUSIVE.release,
+    )
 
 
 @contextmanager

@@ -58,6 +58,11 @@ class Options:
         budget = self.memory_budget
         if not (budget is None or isinstance(budget, (int, float))):
             raise TypeError(f"memory_budget is a number of bytes, got {budget!r}.")
+        if not (self.batch_size is None or callable(self.batch_size)):
+            raise TypeError(
+                "batch_size is a function from X to the number of data in it, for instance "
+                f"lambda X: len(X.ids), got {self.batch_size!r}."
+            )
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> Options:

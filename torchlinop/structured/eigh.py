@@ -66,6 +66,11 @@ class EighLinearOperator(StructuredLinearOperator):
                 "Expected n eigenvalues and an n x n matrix of eigenvectors, got "
                 f"{tuple(values.shape)} and {vectors.shape}."
             )
+        if values.is_complex():
+            raise ValueError(
+                "The eigenvalues have to be real: this is a Hermitian matrix. Of complex "
+                "ones that have no imaginary parts pass the real parts."
+            )
         if values.device != vectors.device:
             raise ValueError(
                 f"The eigenvalues are on {values.device}, the eigenvectors on "

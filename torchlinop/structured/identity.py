@@ -52,6 +52,8 @@ class IdentityLinearOperator(StructuredLinearOperator):
                 "shapes has to be a list of shapes, for instance [p.shape for p in "
                 f"params] or [(n,)], got {shapes!r}."
             ) from error
+        if n < 0:
+            raise ValueError(f"The sizes in shapes have to be at least 0, got {shapes!r}.")
         super().__init__((n, n), dtype, torch.device(device))
 
     def _apply(self, x: Tensor) -> Tensor:

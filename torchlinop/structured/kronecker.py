@@ -229,7 +229,8 @@ def _as_factor(factor: Any) -> Tensor:
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.ndim == 2 and b.ndim == 2:
-        return a @ b
+        dtype = torch.promote_types(a.dtype, b.dtype)
+        return a.to(dtype) @ b.to(dtype)
     if a.ndim == 1:
         return a * b if b.ndim == 1 else a.unsqueeze(1) * b
     return a * b
