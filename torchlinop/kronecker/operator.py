@@ -95,7 +95,8 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what belongs to a look: a copy looks anew."""
         forgotten = {} if self._risk is None else {"_known": None}
-        return {**vars(self), **forgotten}
+        # of SciPy's class: since 1.18 it has something in it that cannot be pickled
+        return {**super().__getstate__(), **forgotten}
 
     # ------------------------------------------------------------------------ files
 
