@@ -13,7 +13,7 @@ from torchlinop import (
     multishift_cg,
     verify,
 )
-from torchlinop.solve.cg import refuse_indefinite
+from torchlinop.solve.directions import refuse_indefinite
 from torchlinop.solve.columns import column_dots, column_norms
 from torchlinop.solve.system import System
 

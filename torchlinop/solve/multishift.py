@@ -19,7 +19,7 @@ from torchlinop.solve.arguments import (
     one_of_failures,
     square_operator,
 )
-from torchlinop.solve.cg import refuse_indefinite
+from torchlinop.solve.directions import refuse_indefinite
 from torchlinop.solve.columns import (
     column_dots,
     column_norms,
