@@ -88,7 +88,7 @@ class Checkpoint:
         name
             Of what runs.
         operators
-            Square, the first one is that of the run. One product with each is computed.
+            The first one is that of the run. One product with each is computed.
         arguments
             Plain values that have to be the same.
         vectors
@@ -109,12 +109,11 @@ class Checkpoint:
             )
         first = next(A for A in operators.values() if A is not None)
         generator = torch.Generator("cpu").manual_seed(0)
-        z = torch.randn(
-            first.shape[1], generator=generator, dtype=torch.float64, device="cpu"
-        )
+        longest = max(first.shape)
+        z = torch.randn(longest, generator=generator, dtype=torch.float64, device="cpu")
         z = z.to(first.device)
         prints = {
-            what: _fingerprint(A._product(z.to(A.torch_dtype).unsqueeze(1)), z)
+            what: _fingerprint(_image(A, z), z)
             for what, A in operators.items()
             if A is not None
         }
@@ -256,9 +255,14 @@ def _read(path: str, facts: State, prints: dict[str, Tensor], tolerance: float) 
     return state
 
 
+def _image(A: TorchLinearOperator, z: Tensor) -> Tensor:
+    return A._product(z[: A.shape[1]].to(A.torch_dtype).unsqueeze(1))
+
+
 def _fingerprint(block: Tensor, z: Tensor) -> Tensor:
     """Inner products of parts of columns with those of a random vector, on the host."""
     columns = block.unsqueeze(0) if block.ndim == 1 else block.T
+    z = z[: len(block)]
     rows = []
     for column in columns:
         product = torch.view_as_real(column * z) if block.is_complex() else column * z

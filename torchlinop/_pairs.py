@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import State
 from torchlinop.solve.basis import inner
 from torchlinop.solve.columns import column_norms
 
@@ -79,6 +80,25 @@ class Pairs:
     def numbers(self) -> list[int]:
         """For each vector, the number of the product that it came with."""
         return [n for n, block in self._blocks for _ in range(block.shape[1])]
+
+    def state(self) -> State:
+        """All of it, for :meth:`go_on`."""
+        return {
+            "blocks": [block for _, block in self._blocks],
+            "numbers": [number for number, _ in self._blocks],
+            "past": self.past,
+            "past_solutions": self.past_solutions,
+            "limit": self._limit,
+        }
+
+    def go_on(self, state: State, device: torch.device) -> None:
+        """Take over the pairs of another process."""
+        blocks = [block.to(device) for block in state["blocks"]]
+        self._blocks = list(zip(state["numbers"], blocks, strict=True))
+        self._count = sum(block.shape[1] for block in blocks)
+        self.past = [tuple(point) for point in state["past"]]
+        self.past_solutions = [tuple(point) for point in state["past_solutions"]]
+        self._limit = min(self._limit, max(state["limit"], self._count))
 
     def append(self, x: Tensor, y: Tensor, number: int) -> None:
         """Keep copies of a block ``(N, K)`` and its product ``(M, K)``."""
