@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +41,11 @@ def write(
         The file could not be written; what was there before still is.
     """
     library = safetensors()
-    partial = f"{os.fspath(path)}.partial"
+    # safetensors may write to a file of another name first: a killed one leaves a folder
+    folder = f"{os.fspath(path)}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
+    partial = os.path.join(folder, "file")
     try:
         library.save_file(dict(tensors), partial, {_KEY: json.dumps(description)})
         _to_disk(partial)
@@ -50,8 +55,7 @@ def write(
     except library.SafetensorError as error:  # which is no OSError
         raise OSError(str(error)) from error
     finally:
-        if os.path.lexists(partial):
-            os.remove(partial)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read(
