@@ -30,7 +30,7 @@ LAYERS = [
         "data",
     ],
     ["_door", "_algebra", "_foreign", "_operator", "sources"],
-    ["structured", "_joining", "_kept", "_checkpoint"],
+    ["structured", "_joining", "_hosting", "_kept", "_checkpoint"],
     ["curvature", "estimate", "solve"],
     ["kronecker"],
     [

@@ -31,7 +31,7 @@ from torchlinop import (
 N = 120
 EIGENVALUES = np.geomspace(1e-2, 10, N)
 #: products after which a run is killed
-KILLED = 20
+KILLED = 30
 
 
 def dense() -> np.ndarray:

@@ -53,7 +53,12 @@ class Rows(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """What it holds: a measure of the memory that each row of a block takes."""
+        """What it holds on the device."""
+
+    @property
+    def row_bytes(self) -> int:
+        """A measure of the memory that each row of a block takes."""
+        return self.nbytes
 
     @abstractmethod
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
@@ -96,7 +101,7 @@ class Rows(ABC):
         while done < count:
             size = 1
             if done + 1 < count:
-                size = min(count - done, experience.block_size(self.nbytes, X.device))
+                size = min(count - done, experience.block_size(self.row_bytes, X.device))
             if size > 1 and (X.is_cuda or self.pace.prefers_blocks(experience)):
                 rows = X[:, done : done + size].T.contiguous()
                 start = time.perf_counter()
@@ -234,14 +239,19 @@ class LinearRows(Rows):
 class SummedRows(Rows):
     """A sum of linear functions of rows."""
 
-    def __init__(self, parts: Sequence[LinearRows]) -> None:
+    def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
         self.pace = Pace()
 
     @property
     def nbytes(self) -> int:
-        """Of the largest part: one is applied after the other."""
+        """Of the largest part."""
         return max(part.nbytes for part in self._parts)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the largest part: one is applied after the other."""
+        return max(part.row_bytes for part in self._parts)
 
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
         """Apply the sum to a contiguous ``(dim,)``."""
