@@ -45,7 +45,7 @@ class HostMemory:
         self._places: dict[tuple[int, int], int] = {}
         #: which belong to the graph: a failed attempt to record one has left others
         self._saved: list[weakref.ref[_Saved]] = []
-        self._lock, self._users = threading.Lock(), 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -63,21 +63,16 @@ class HostMemory:
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Have a copy on the device, where the graph can be used."""
+        """Have a copy on the device, where the graph can be used by this thread."""
         with self._lock:
-            self._users += 1
-            if self._users == 1:
-                here = [copy.to(self._device, non_blocking=True) for copy in self._copies]
+            here = [copy.to(self._device, non_blocking=True) for copy in self._copies]
+            try:
                 for saved in self._living():
                     saved.view = saved.of(here[saved.place])
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._users -= 1
-                if not self._users:
-                    for saved in self._living():
-                        saved.view = None
+                yield
+            finally:
+                for saved in self._living():
+                    saved.view = None
 
     @property
     def nbytes(self) -> int:
