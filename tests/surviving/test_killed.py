@@ -10,7 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchlinop import Checkpoint, estimate
+from torchlinop import (
+    CGInverseLinearOperator,
+    Checkpoint,
+    MINRESInverseLinearOperator,
+    estimate,
+)
 
 from tests.surviving.runs import EIGENVALUES, KILLED, RUNS, Counted, dense, right_hand_sides
 
@@ -103,6 +108,20 @@ def test_a_run_goes_on_as_if_nothing_had_been(tmp_path):
     torch.testing.assert_close(resumed.eigenvalues, undisturbed.eigenvalues)
     torch.testing.assert_close(resumed.eigenvectors, undisturbed.eigenvectors)
     np.testing.assert_allclose(resumed.residual_bounds, undisturbed.residual_bounds)
+
+
+@pytest.mark.parametrize("kind", [CGInverseLinearOperator, MINRESInverseLinearOperator])
+def test_more_iterations_may_be_allowed_later(tmp_path, kind):
+    B = right_hand_sides(3)
+    file = Checkpoint(tmp_path / "run", seconds=0)
+    options = {"rtol": 1e-9, "checkpoint": file}
+    with pytest.warns(UserWarning, match="after 20 iterations"):
+        kind(Counted(), maxiter=20, **options) @ B
+    rest, whole = kind(Counted(), **options), kind(Counted(), rtol=1e-9)
+    # residuals are 1e-9 of b, the smallest eigenvalue is 1e-2
+    np.testing.assert_allclose(rest @ B, whole @ B, rtol=1e-6, atol=1e-6)
+    assert rest.last_solve.iterations.max() == whole.last_solve.iterations.max()
+    assert rest.A.count <= whole.A.count - 20 + 3
 
 
 def test_more_products_may_be_allowed_later(tmp_path):
