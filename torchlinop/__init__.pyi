@@ -2,6 +2,7 @@
 
 from torchlinop import estimate, plot, verify
 from torchlinop._blas import single_threaded_blas
+from torchlinop._checkpoint import Checkpoint
 from torchlinop._convergence import ConvergenceWarning
 from torchlinop._cost import Cost, cost
 from torchlinop._monitor import monitor
@@ -57,6 +58,7 @@ from torchlinop.structured import (
 __all__ = [
     "BlockDiagonalLinearOperator",
     "CGInverseLinearOperator",
+    "Checkpoint",
     "CholeskyInverseLinearOperator",
     "ConvergenceError",
     "ConvergenceWarning",

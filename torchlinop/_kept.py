@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from torchlinop._hosting import Hosting
 from torchlinop._joining import groups, linearized_as_one
 from torchlinop._watch import Watch
 from torchlinop.autodiff.experience import Experience
@@ -84,6 +85,7 @@ class KeptLinearizations(Generic[Map]):
         self._joins = not ordered and source.options.check_deterministic
         self._streams: set[torch.cuda.Stream] = set()
         self._kept: _Kept[Map] = _Kept(source)
+        self._hosting = self._new_hosting(None)
         self.experience = Experience(self._kept.room)
 
     def refresh(self) -> None:
@@ -101,7 +103,14 @@ class KeptLinearizations(Generic[Map]):
             self._source.batches.require_order()
         expected = max((m.calls for m in self._kept.maps.values()), default=0)
         self._kept = _Kept(self._source)
+        self._hosting = self._new_hosting(self._hosting.pays)
         self.experience.go_on(self._kept.room, expected)
+
+    def _new_hosting(self, pays: bool | None) -> Hosting:
+        """What is on the host beside what is kept here: only functions of rows can be."""
+        possible = self._gather is not None and self._source.options.cache == "auto"
+        budget = _host_budget(self._source) if possible else 0.0
+        return Hosting(self._source, self._linearizer, budget, pays)
 
     def __reduce__(self) -> Any:
         """Pickle how the maps are made: graphs cannot be, and are made again on demand."""
@@ -176,7 +185,12 @@ class KeptLinearizations(Generic[Map]):
         for batch in batches:
             linear_map = kept.maps.get(batch.position)
             if linear_map is None and kept.full:
-                yield self._linearizer.passing(batch)
+                hosted: Any = None
+                if not batches.shuffles:
+                    hosted = self._hosting.linearized(batch, kept.room())
+                if hosted is not None:
+                    kept.maps[batch.position] = hosted
+                yield self._linearizer.passing(batch) if hosted is None else hosted
                 continue
             if linear_map is None:
                 linear_map = self._linearizer.linearize(batch)
@@ -245,6 +259,8 @@ class _Kept(Generic[Map]):
         self.full = source.options.cache is False
         self.maps: dict[int, Map] = {}
         self._built = 0
+        #: bytes of data that graphs keep alive, and nobody else
+        self._data = 0
         #: of the maps, as long as they may be joined
         self.batches: dict[int, Batch] = {}
         #: what there is to apply, once there is a map of each batch
@@ -263,7 +279,7 @@ class _Kept(Generic[Map]):
 
     def room(self) -> float:
         """Bytes that are left of the budget."""
-        return self._limit - self.nbytes
+        return self._limit - self.nbytes - self._data
 
     @functools.cached_property
     def _limit(self) -> float:
@@ -275,22 +291,35 @@ class _Kept(Generic[Map]):
     def clear(self) -> None:
         self.maps.clear()
         self.batches.clear()
-        self._built = 0
+        self._built = self._data = 0
 
     def add(self, batch: Batch, linear_map: Map) -> None:
         """Keep a map if it fits."""
         if self.full:
             return
-        self._built += linear_map.nbytes
+        lasts, device = self._source.batches.lasts, self._source.space.device
+        data = sum(t.nbytes for t in batch.sources if not lasts and t.device == device)
+        self._built += linear_map.nbytes + data
         if self._built > self._limit:
             self.full = True
             if self._source.batches.shuffles:  # parts of two orders do not add up
                 self.clear()
             return
-        if not self._source.batches.lasts:  # else the source watches them
+        self._data += data
+        if not lasts:  # else the source watches them
             self.watches.append(Watch(batch.sources))
         self.maps[batch.position] = linear_map
         self.batches[batch.position] = batch
+
+
+def _host_budget(source: Source) -> float:
+    """Bytes on the host for what does not fit the device of a source."""
+    given = source.options.host_memory_budget
+    if given is not None:
+        return given
+    if source.space.device.type == "cpu":  # which has no other memory
+        return 0.0
+    return free_memory(torch.device("cpu"))
 
 
 def free_memory(device: torch.device) -> float:

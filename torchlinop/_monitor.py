@@ -7,6 +7,7 @@ block lasts. It knows nothing of the solver.
 from __future__ import annotations
 
 import datetime
+import os
 import threading
 from collections.abc import Callable
 from time import perf_counter
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import Checkpoint, Run, State, begun
 from torchlinop._interchange import as_tensor
 from torchlinop._kept import free_memory
 from torchlinop._observers import OBSERVERS
@@ -47,6 +49,7 @@ def monitor(
     progress: bool = False,
     b: Array | None = None,
     max_vectors: int | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> Monitor:
     """Watch the products with ``A`` while a ``with`` block lasts.
 
@@ -78,6 +81,10 @@ def monitor(
         they are merged into half as many, at most 64: Ritz vectors from both ends of the
         spectrum. Where that would take long (256 vectors of more than 12,000 entries), the
         older half is forgotten; and with ``b`` 32 are kept, which is as good.
+    checkpoint
+        A file, or a :class:`~torchlinop.Checkpoint`, to which the vectors and their
+        products are written, also at the end. Where there is one, the log begins with what
+        it holds, and any solver goes on from its best vectors: ``log.v0()``, ``log.x0(b)``.
 
     Returns
     -------
@@ -89,7 +96,9 @@ def monitor(
     TypeError
         ``A`` is not one of our operators.
     ValueError
-        A budget is not positive, or ``b`` does not fit.
+        A budget is not positive, ``b`` does not fit, or a checkpoint is to hold no vectors.
+    StoredFileError
+        When the block is entered: the checkpoint is of another matrix, or truncated.
 
     Notes
     -----
@@ -124,7 +133,10 @@ def monitor(
             f"max_vectors has to be 0 or at least {_LEAST_VECTORS}, got {max_vectors!r}."
         )
     rhs = None if b is None else _right_hand_side(b, A)
-    return Monitor(A, max_products, max_seconds, progress, rhs, max_vectors)
+    file = Checkpoint.of(checkpoint)
+    if file is not None and max_vectors == 0:
+        raise ValueError("A checkpoint holds vectors: max_vectors must not be 0.")
+    return Monitor(A, max_products, max_seconds, progress, rhs, max_vectors, file)
 
 
 class Monitor:
@@ -138,6 +150,7 @@ class Monitor:
         progress: bool,
         b: Tensor | None,
         max_vectors: int | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self._A, self._mirror, self._b = A, A._adjoint(), b
         self._shapes = (A.shape, A.shape[::-1])
@@ -146,6 +159,9 @@ class Monitor:
         self._max_seconds = max_seconds
         self._progress = progress
         self._max_vectors = max_vectors
+        self._checkpoint = checkpoint
+        self._run = Run()
+        self._earlier = 0.0  # seconds that the log of another process has
         self._lock = threading.Lock()
         self._started = 0
         self._bar: Any = None
@@ -172,6 +188,11 @@ class Monitor:
             max_seconds=self._max_seconds,
         )
         self._log._pairs, self._products = self._pairs, self._log.products
+        self._run = begun(
+            self._checkpoint, "monitor", {"A": A}, {}, {"b": self._b if most else None}
+        )
+        if self._run.state is not None and self._pairs is not None:
+            self._go_on(self._run.state, self._pairs)
         if self._progress:
             self._bar = _bar(type(A).__name__, self._max_products)
         self._begin = perf_counter()
@@ -182,7 +203,9 @@ class Monitor:
         OBSERVERS.remove(self)
         log = self._log
         assert log is not None
-        log.elapsed = perf_counter() - self._begin
+        log.elapsed = perf_counter() - self._begin + self._earlier
+        if self._products:
+            self._save()
         if self._bar is not None:
             self._bar.close()
         if isinstance(error, KeyboardInterrupt) and not log.stopped:
@@ -212,12 +235,27 @@ class Monitor:
             columns *= 2
         with self._lock:
             products = self._products
-            products.append((start - self._begin, seconds, columns, adjoint))
+            begin = start - self._begin + self._earlier
+            products.append((begin, seconds, columns, adjoint))
             if self._pairs is not None and not adjoint:
                 self._pairs.append(x, y, len(products))
+                if self._run.due():
+                    self._save()
             if self._bar is not None:
                 self._show()
         return y
+
+    def _go_on(self, state: State, pairs: Pairs) -> None:
+        """Begin the log with what another process has seen."""
+        pairs.go_on(state["pairs"], self._A.device)
+        self._products += [tuple(product) for product in state["products"]]
+        if self._products:
+            begin, seconds, *_ = self._products[-1]
+            self._earlier = begin + seconds
+
+    def _save(self) -> None:
+        if self._pairs is not None:
+            self._run.save({"pairs": self._pairs.state(), "products": self._products})
 
     def _admit(self) -> None:
         """Stop here if a budget is used up."""

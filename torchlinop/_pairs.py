@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import State
 from torchlinop.solve.basis import inner
 from torchlinop.solve.columns import column_norms
 
-#: largest, smallest, largest in size
 Which: TypeAlias = Literal["LA", "SA", "LM"]
 
 #: most points of a curve of Ritz values
@@ -55,8 +55,7 @@ class Ritz(NamedTuple):
 class Pairs:
     """Pairs ``(x, A x)``, at most so many; older ones are merged, or forgotten.
 
-    Merging takes longer than many products. It waits until somebody wants to see the pairs,
-    or until more bytes wait than may.
+    Merging waits until somebody wants to see the pairs, or until more bytes wait than may.
 
     Parameters
     ----------
@@ -101,6 +100,26 @@ class Pairs:
 
     def _numbers(self) -> list[int]:
         return [n for n, block in self._blocks for _ in range(block.shape[1])]
+
+    def state(self) -> State:
+        """All of it, for :meth:`go_on`."""
+        self._settle()
+        return {
+            "blocks": [block for _, block in self._blocks],
+            "numbers": [number for number, _ in self._blocks],
+            "past": self._past,
+            "past_solutions": self._past_solutions,
+            "limit": self._limit,
+        }
+
+    def go_on(self, state: State, device: torch.device) -> None:
+        """Take over the pairs of another process."""
+        blocks = [block.to(device) for block in state["blocks"]]
+        self._blocks = list(zip(state["numbers"], blocks, strict=True))
+        self._count = sum(block.shape[1] for block in blocks)
+        self._past = [tuple(point) for point in state["past"]]
+        self._past_solutions = [tuple(point) for point in state["past_solutions"]]
+        self._limit = min(self._limit, max(state["limit"], self._count))
 
     def append(self, x: Tensor, y: Tensor, number: int) -> None:
         """Keep copies of a block ``(N, K)`` and its product ``(M, K)``."""

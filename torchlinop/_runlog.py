@@ -146,6 +146,23 @@ class RunLog:
         converged = norms <= tol * np.abs(values).max()
         return Eigenpairs(theta.to(real), V.to(X.dtype), norms, converged, self.num_columns)
 
+    def v0(self, k: int = 6, *, which: Which = "LM") -> np.ndarray | None:
+        """Where an eigensolver may start: the sum of the ``k`` Ritz vectors.
+
+        Shape ``(N,)``, for ``v0=`` of SciPy's and our ``eigsh``; None, which those take for
+        a random vector, where no vectors were multiplied yet.
+        """
+        if self._pairs is None or not self._pairs.numbers:
+            return None
+        start = self.eigenpairs(k, which=which).eigenvectors.sum(dim=1)
+        return start.cpu().resolve_conj().numpy()
+
+    def x0(self, b: Array) -> Array | None:
+        """Where a solver of ``A x = b`` may start: what :meth:`solution` gives, or None."""
+        if self._pairs is None or not self._pairs.numbers:
+            return None
+        return self.solution(b).x
+
     def solution(self, b: Array) -> Iterate:
         """Return the ``x`` with the smallest ``|b - A x|`` in the span of these vectors.
 

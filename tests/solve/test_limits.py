@@ -13,8 +13,8 @@ from torchlinop import (
     multishift_cg,
     verify,
 )
-from torchlinop.solve.cg import refuse_indefinite
 from torchlinop.solve.columns import column_dots, column_norms
+from torchlinop.solve.directions import refuse_indefinite
 from torchlinop.solve.system import System
 
 from tests.solve.matrices import KRYLOV, eps, positive, residuals, vectors

@@ -58,7 +58,12 @@ class Rows(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """What it holds: a measure of the memory that each row of a block takes."""
+        """What it holds on the device."""
+
+    @property
+    def row_bytes(self) -> int:
+        """A measure of the memory that each row of a block takes."""
+        return self.nbytes
 
     @abstractmethod
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
@@ -108,7 +113,7 @@ class Rows(ABC):
     def _width(self, X: Tensor, experience: Experience) -> int:
         """How many columns are copied to rows at once."""
         if X.is_cuda:
-            return experience.block_size(self.nbytes, X.device)
+            return experience.block_size(self.row_bytes, X.device)
         return max(1, _COPIED // max(1, len(X) * X.element_size()))
 
     def _apply_to_rows(
@@ -120,7 +125,7 @@ class Rows(ABC):
         while done < count:
             size = 1
             if done + 1 < count:
-                size = min(count - done, experience.block_size(self.nbytes, rows.device))
+                size = min(count - done, experience.block_size(self.row_bytes, rows.device))
             start = time.perf_counter()
             if size > 1 and (rows.is_cuda or self.pace.prefers_blocks(experience)):
                 block = self._try_block(rows[done : done + size], experience)
@@ -271,14 +276,19 @@ class LinearRows(Rows):
 class SummedRows(Rows):
     """A sum of linear functions of rows."""
 
-    def __init__(self, parts: Sequence[LinearRows]) -> None:
+    def __init__(self, parts: Sequence[Rows]) -> None:
         self._parts = parts
         self.pace = Pace()
 
     @property
     def nbytes(self) -> int:
-        """Of the largest part: one is applied after the other."""
+        """Of the largest part."""
         return max(part.nbytes for part in self._parts)
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the largest part: one is applied after the other."""
+        return max(part.row_bytes for part in self._parts)
 
     def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
         """Apply the sum to a contiguous ``(dim,)``."""

@@ -10,6 +10,7 @@ Blocks of vectors have the block dimension first: ``(K, *shape)``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -198,6 +199,20 @@ def _constants_without_gradients() -> Iterator[None]:
         torch._C._set_fwd_grad_enabled(before)
 
 
+#: whether this thread's graphs save what they need in other memory
+_ELSEWHERE = threading.local()
+
+
+@contextmanager
+def saved_elsewhere() -> Iterator[None]:
+    """Let graphs that are recorded here count as holding no memory."""
+    _ELSEWHERE.now = True
+    try:
+        yield
+    finally:
+        _ELSEWHERE.now = False
+
+
 class Retained(NamedTuple):
     """What graphs keep alive."""
 
@@ -209,8 +224,11 @@ def retained(graph: Sequence[GradientEdge], exclude: Sequence[Tensor] = ()) -> R
     """Bytes of distinct storages that graphs keep alive, and the number of their nodes.
 
     Counts what every node saved for its backward pass, except the storages of
-    ``exclude`` (parameters and data, which live anyway).
+    ``exclude`` (parameters and data, which live anyway). In :func:`saved_elsewhere` that is
+    nothing.
     """
+    if getattr(_ELSEWHERE, "now", False):
+        return Retained(0, 0)
     with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
         return _retained(graph, exclude)
 

@@ -36,6 +36,11 @@ class Batch:
         X, y = moved((self.X, self.y), device)
         return replace(self, X=X, y=y)
 
+    def leave(self) -> None:
+        """Let go of the data, where only its place and size will be asked for."""
+        for name, nothing in (("X", None), ("y", None), ("sources", ())):
+            object.__setattr__(self, name, nothing)
+
 
 def as_batch(position: int, item: Any, batch_size: Callable[[Any], int]) -> Batch:
     """Return an item of the data as a batch, where it is."""

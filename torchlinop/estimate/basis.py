@@ -46,6 +46,10 @@ class Basis:
         else:
             self._parts[1][i - self._split] = vector.to("cpu")
 
+    def rows(self, count: int) -> list[Tensor]:
+        """The first vectors where they lie, as blocks of rows."""
+        return self._filled(count)
+
     def _filled(self, count: int) -> list[Tensor]:
         if count <= self._split:
             return [self._parts[0][:count]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from torchlinop._checkpoint import Checkpoint, Run, begun
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
 from torchlinop.estimate.arguments import evaluated, positive_count, square_operator
@@ -188,6 +190,7 @@ def spectral_density(
     probes: Probes = "rademacher",
     seed: int = 0,
     progress: bool = False,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> SpectralDensity:
     r"""Density of the eigenvalues of a symmetric matrix.
 
@@ -210,6 +213,9 @@ def spectral_density(
         Of the random vectors, the same on every device.
     progress
         Whether to show a progress bar.
+    checkpoint
+        A file, or a :class:`~torchlinop.Checkpoint`, from which a run that was killed goes
+        on. One product more.
 
     Returns
     -------
@@ -219,6 +225,8 @@ def spectral_density(
     ------
     ValueError
         ``A`` is not square or not symmetric, or a count is below 1.
+    StoredFileError
+        The checkpoint is of another matrix or call, or truncated.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted
@@ -243,7 +251,14 @@ def spectral_density(
     array([1., 1.])
     """
     A = square_operator(A, "spectral_density")
-    return density_of(A, num_probes, num_steps, probes, seed, progress)
+    arguments = {
+        "num_probes": num_probes,
+        "num_steps": num_steps,
+        "probes": probes,
+        "seed": seed,
+    }
+    run = begun(Checkpoint.of(checkpoint), "spectral_density", {"A": A}, arguments, {})
+    return density_of(A, num_probes, num_steps, probes, seed, progress, run=run)
 
 
 def density_of(
@@ -254,24 +269,43 @@ def density_of(
     seed: int,
     progress: bool,
     norm: float = 0.0,
+    run: Run | None = None,
 ) -> SpectralDensity:
-    """Spectral density; rounding errors are relative to ``norm``, if that is known."""
+    """Spectral density; rounding errors are relative to ``norm``, if that is known.
+
+    A ``run`` with a state goes on from that.
+    """
     num_probes = positive_count("num_probes", num_probes)
     num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
     source = ProbeSource(A, probes, seed)
     parts: list[Quadrature] = []
+    run = Run() if run is None else run
+    recurrence: Recurrence | None = None
+    if run.state is not None:
+        if "density" in run.state:
+            return SpectralDensity(**run.state["density"])
+        parts = [Quadrature(*part) for part in run.state["parts"]]
+        recurrence = Recurrence.resumed(A, run.state["recurrence"], norm=norm)
+        source.go_on(run.state["random"])
 
     def result() -> SpectralDensity:
         nodes, weights, residuals = (np.concatenate(x) for x in zip(*parts, strict=True))
         eps = torch.finfo(A.torch_dtype).eps
         return SpectralDensity(nodes, weights, residuals, A.shape[0], nodes.size, seed, eps)
 
+    def each(count: int) -> None:
+        bar.update(count)
+        if run.due() and recurrence is not None:
+            known = {"parts": parts, "random": source.state}
+            run.save({**known, "recurrence": recurrence.state()})
+
     with progress_bar(progress, num_probes * num_steps) as bar:
-        for start in range(0, num_probes, block_size(A)):
-            count = min(block_size(A), num_probes - start)
-            recurrence = Recurrence(A, source.rows(count), norm=norm)
+        while (left := num_probes - sum(len(part.nodes) for part in parts)) > 0:
+            if recurrence is None:
+                rows = source.rows(min(block_size(A), left))
+                recurrence = Recurrence(A, rows, norm=norm)
             try:
-                recurrence.advance(num_steps, bar.update)
+                recurrence.advance(num_steps - recurrence.steps, each)
             except KeyboardInterrupt as interrupt:
                 if not parts and recurrence.steps:
                     parts.append(recurrence.quadrature())
@@ -279,7 +313,10 @@ def density_of(
                     raise
                 raise Interrupted(result()) from interrupt
             parts.append(recurrence.quadrature())
-    return result()
+            recurrence = None
+    density = result()
+    run.save({"density": vars(density)})
+    return density
 
 
 def _smoothed(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any, Literal, TypeAlias
 
 import torch
 
+from torchlinop._checkpoint import Checkpoint, begun, placed
 from torchlinop._convergence import ConvergenceWarning, users_frame
 from torchlinop._kept import free_memory
 from torchlinop._operator import TorchLinearOperator
@@ -39,6 +41,7 @@ def eigsh(
     memory_budget: float | None = None,
     seed: int = 0,
     progress: bool = False,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> Eigenpairs:
     r"""Eigenpairs at an end of the spectrum of a symmetric matrix.
 
@@ -73,6 +76,10 @@ def eigsh(
         Of random vectors.
     progress
         Whether to show a progress bar.
+    checkpoint
+        A file, or a :class:`~torchlinop.Checkpoint`, from which a run that was killed goes
+        on: the same call with another ``max_matvecs``, ``memory_budget`` or on another
+        device will do. One product more.
 
     Returns
     -------
@@ -82,6 +89,8 @@ def eigsh(
     ------
     ValueError
         ``A`` is not square or not symmetric, or an argument is out of range.
+    StoredFileError
+        The checkpoint is of another matrix or call, or truncated.
     numpy.linalg.LinAlgError
         A product is not finite.
     Interrupted
@@ -114,20 +123,31 @@ def eigsh(
     if k > n:
         raise ValueError(f"k has to be at most N = {n}, got {k}.")
     start = None if v0 is None else start_vector(v0, A)
+    given = ncv
     ncv, on_device = _basis_size(A, k, ncv, memory_budget)
     limit = max(10 * n, 1000) if max_matvecs is None else max_matvecs
     limit = positive_count("max_matvecs", limit)
     if limit < k:
         raise ValueError(f"max_matvecs has to be at least k = {k}, got {limit}.")
+    arguments = {"k": k, "which": which, "tol": tol, "ncv": given, "seed": seed}
+    run = begun(Checkpoint.of(checkpoint), "eigsh", {"A": A}, arguments, {"v0": start})
+    if run.state is not None:
+        if "pairs" in run.state:
+            return Eigenpairs(**placed(run.state["pairs"], A.device))
+        ncv = run.state["space"]["capacity"]
     space = KrylovSpace(A, ncv, on_device, start, seed)
     with progress_bar(progress, None) as bar:
         try:
-            pairs = search(space, k, which, tol, limit, bar.update)
+            pairs = search(space, k, which, tol, limit, bar.update, run)
         except KeyboardInterrupt as interrupt:
             if not space.size:
                 raise
             so_far = look(space, min(k, space.size), which, tol).pairs(space)
             raise Interrupted(so_far) from interrupt
+    if pairs.converged.all():
+        run.save({"pairs": vars(pairs)})
+    else:  # which more products will change
+        run.save({"space": space.state(), "plan": None})
     if not pairs.converged.all():
         worst = float(pairs.residual_bounds.max())
         warnings.warn(

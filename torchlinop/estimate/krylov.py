@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,34 @@ class KrylovSpace:
         self.eps = torch.finfo(A.torch_dtype).eps
         self.capacity, self.size = capacity, 0
         self.num_matvecs, self.norm = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for :meth:`go_on` of a new space of this capacity."""
+        size = self.size
+        return {
+            "basis": self._basis.rows(size),
+            "q": self._q,
+            "T": self._T[:size, :size],
+            "b": self._b,
+            "aside": self._aside,
+            "B": self._B,
+            "norm": self.norm,
+            "num_matvecs": self.num_matvecs,
+            "capacity": self.capacity,
+            "random": self._random.state,
+        }
+
+    def go_on(self, state: dict[str, Any]) -> None:
+        """Become a space that was saved."""
+        rows = [row for block in state["basis"] for row in block]
+        for i, row in enumerate(rows):
+            self._basis[i] = row
+        self.size = len(rows)
+        self._T[: self.size, : self.size] = state["T"]
+        self._q, self._aside = (state[name].to(self._A.device) for name in ("q", "aside"))
+        self._b, self._B = state["b"], state["B"]
+        self.norm, self.num_matvecs = state["norm"], state["num_matvecs"]
+        self._random.go_on(state["random"])
 
     @property
     def complete(self) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 
+from torchlinop._checkpoint import Checkpoint, State, begun
 from torchlinop._space import ParameterSpace
 from torchlinop.estimate.arguments import square_operator
 from torchlinop.estimate.densities import SpectralDensity, density_of
@@ -26,6 +28,7 @@ def layer_densities(
     probes: Probes = "rademacher",
     seed: int = 0,
     progress: bool = False,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
 ) -> dict[str, SpectralDensity]:
     """Spectral density of each layer's own block of a curvature matrix.
 
@@ -38,7 +41,7 @@ def layer_densities(
         module that has parameters: weight and bias of a layer are together.
     space
         The parameter space, for operators without one, such as sums.
-    num_probes, num_steps, probes, seed, progress
+    num_probes, num_steps, probes, seed, progress, checkpoint
         As for :func:`spectral_density`; at most as many steps as a block has
         rows. One more product with all of ``A`` tells what rounding errors may be.
 
@@ -91,14 +94,33 @@ def layer_densities(
     unknown = [name for names in groups.values() for name in names if name not in sizes]
     if unknown:
         raise KeyError(f"{unknown} are no parameters. There are {list(space.names)}.")
+    arguments = {
+        "groups": {group: list(names) for group, names in groups.items()},
+        "num_probes": num_probes,
+        "num_steps": num_steps,
+        "probes": probes,
+        "seed": seed,
+    }
+    run = begun(Checkpoint.of(checkpoint), "layer_densities", {"A": A}, arguments, {})
+    state = run.state or {"finished": {}, "current": None}
+    finished, current = state["finished"], state["current"]
+
+    def whole(part: State) -> State:
+        return {"finished": finished, "current": part}
+
     # a block may be zero but for rounding, as that of the bias of an attention's keys
     z = ProbeSource(A, "rademacher", seed).rows(1).T
     norm = torch.linalg.vector_norm(A._product(z)).item() / math.sqrt(A.shape[0])
-    densities = {}
+    densities: dict[str, SpectralDensity] = {}
     for group, names in groups.items():
+        if group in finished:
+            densities[group] = SpectralDensity(**finished[group])
+            continue
         rows = [i for name in names for i in range(stops[name] - sizes[name], stops[name])]
         block = square_operator(SubmatrixLinearOperator(A, rows, rows), "layer_densities")
+        part, current = run.part(current, whole), None
         densities[group] = density_of(
-            block, num_probes, num_steps, probes, seed, progress, norm
+            block, num_probes, num_steps, probes, seed, progress, norm, part
         )
+        finished[group] = vars(densities[group])
     return densities

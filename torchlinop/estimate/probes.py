@@ -43,6 +43,15 @@ class ProbeSource:
         self._dtype, self._device = A.torch_dtype, A.device
         self._generator = torch.Generator("cpu").manual_seed(integer_seed(seed))
 
+    @property
+    def state(self) -> Tensor:
+        """Of the generator: what was drawn so far."""
+        return self._generator.get_state()
+
+    def go_on(self, state: Tensor) -> None:
+        """Draw what comes after a state."""
+        self._generator.set_state(state)
+
     def rows(self, count: int) -> Tensor:
         """Draw ``(count, N)``; one by one, so that blocks do not change the numbers."""
         if self.kind == "rademacher":

@@ -9,13 +9,14 @@ Linear Algebra Appl. 113 (1989), https://doi.org/10.1016/0024-3795(89)90285-1.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
+from torchlinop._checkpoint import placed
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.estimate.arguments import require_finite, require_symmetric
 from torchlinop.estimate.sketches import on_host
@@ -104,6 +105,30 @@ class Recurrence:
         if self.steps == 1 and self._previous is not None:
             return _dots(self._previous, w) - self._beta
         return None
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for :meth:`resumed`."""
+        return {
+            "q": self._q,
+            "previous": self._previous,
+            "beta": self._beta,
+            "size": self._size,
+            "squared_norms": self.squared_norms,
+            "coefficients": torch.stack([torch.stack(x) for x in self._coefficients]),
+        }
+
+    @classmethod
+    def resumed(
+        cls, A: TorchLinearOperator, state: dict[str, Any], *, norm: float = 0.0
+    ) -> Recurrence:
+        """Return a recurrence that goes on after the steps of another process."""
+        here = placed(state, A.device)
+        recurrence = cls(A, here["q"].clone(), norm=norm)
+        recurrence.squared_norms = here["squared_norms"]
+        recurrence._q, recurrence._previous = here["q"], here["previous"]
+        recurrence._beta, recurrence._size = here["beta"], here["size"]
+        recurrence._coefficients = [(alpha, beta) for alpha, beta in here["coefficients"]]
+        return recurrence
 
     @property
     def steps(self) -> int:

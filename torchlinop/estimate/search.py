@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import Run
 from torchlinop.estimate.krylov import KrylovSpace
 
 #: is told of products
@@ -96,11 +97,19 @@ class Found(NamedTuple):
 
 
 def search(
-    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count
+    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count, run: Run
 ) -> Eigenpairs:
-    """Find the wanted pairs, look for what was missed, and begin again if there is any."""
+    """Find the wanted pairs, look for what was missed, and begin again if there is any.
+
+    A ``run`` with a state goes on from that.
+    """
+    plan = None
+    if run.state is not None:
+        space.go_on(run.state["space"])
+        plan = run.state["plan"]
     while True:
-        found = _converge(space, k, which, tol, limit, count)
+        found = _converge(space, k, which, tol, limit, count, run, plan)
+        plan = None
         pairs = found.pairs(space)
         if space.complete or space.num_matvecs >= limit or not pairs.converged.all():
             return pairs
@@ -111,16 +120,29 @@ def search(
 
 
 def _converge(
-    space: KrylovSpace, k: int, which: str, tol: float, limit: int, count: Count
+    space: KrylovSpace,
+    k: int,
+    which: str,
+    tol: float,
+    limit: int,
+    count: Count,
+    run: Run,
+    plan: list[float] | None,
 ) -> Found:
-    """Extend and restart the space until the wanted pairs have converged."""
+    """Extend and restart the space until the wanted pairs have converged.
+
+    ``plan`` is what was intended in a state that was saved.
+    """
     if space.size and (space.complete or space.num_matvecs >= limit):
         return look(space, k, which, tol)
     if space.size == space.capacity:  # the search for what was missed has filled it
         _shorten(space, k, which, look(space, k, which, tol))
-    due = max(k, space.size + 1) if space.size else max(k, min(2 * k, k + 4))
-    before = (0, math.inf)  # number of products, logarithm of how much is missing
+    # size of the next look; number of products and logarithm of what was missing before
+    first = max(k, space.size + 1) if space.size else max(k, min(2 * k, k + 4))
+    due, *before = plan or (first, 0, math.inf)
     while True:
+        if run.due():
+            run.save({"space": space.state(), "plan": [due, *before]})
         space.step()
         count(1)
         last = space.num_matvecs >= limit or space.complete
@@ -135,7 +157,7 @@ def _converge(
         space.turn_to(found.S[:, missing])
         if full:
             _shorten(space, k, which, found)
-        now = space.num_matvecs, math.log(max(rest.max() / found.goal, 1e-9))
+        now = [space.num_matvecs, math.log(max(rest.max() / found.goal, 1e-9))]
         rate = (before[1] - now[1]) / (now[0] - before[0])
         ahead = 0.4 * now[1] / rate if 0 < rate < math.inf else 1
         before, due = now, space.size + int(np.clip(ahead, 1, 1 + space.size // 8))

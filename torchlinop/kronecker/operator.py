@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from torchlinop._files import StoredFileError, as_described
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._space import ParameterSpace, named_parameters
 from torchlinop._typing import Parameters, Scalar
@@ -18,12 +19,7 @@ from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import DataChangedError
 from torchlinop.kronecker.damping import damped_inverse
 from torchlinop.kronecker.settings import Settings
-from torchlinop.kronecker.storage import (
-    StoredFileError,
-    as_described,
-    load_matrix,
-    save_matrix,
-)
+from torchlinop.kronecker.storage import REMEDY, load_matrix, save_matrix
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import BlockDiagonalLinearOperator, StructuredLinearOperator
 
@@ -162,7 +158,7 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
             raise StoredFileError(
                 f"{os.fspath(path)} holds a {facts.get('operator')}; use its load."
             )
-        with as_described(path):
+        with as_described(path, REMEDY):
             settings = Settings.of_values(facts["settings"])
             space = _space_of(facts, matrix)
         if params is not None:

@@ -6,15 +6,13 @@ Nothing in such a file is executed. What a matrix is made of is written down as 
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchlinop._files import as_described, read, write
 from torchlinop.kronecker.layout import Group, ParameterLayout
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,
@@ -28,11 +26,8 @@ from torchlinop.structured import (
 
 #: of the files written here; files of other versions are refused
 FORMAT = "torchlinop-kronecker-1"
-_KEY = "torchlinop"
-
-
-class StoredFileError(ValueError):
-    """A file is truncated, foreign, or of a model that is not the given one."""
+#: what to do about a file that is none
+REMEDY = "Compute the factors and write them with save(path)."
 
 
 def save_matrix(
@@ -49,7 +44,6 @@ def save_matrix(
     facts
         Plain values, for JSON.
     """
-    save_file = _safetensors().save_file
     tensors: dict[str, Tensor] = {}
     layout = matrix.layout
     assert isinstance(layout, ParameterLayout)
@@ -60,13 +54,7 @@ def save_matrix(
         "blocks": [_written(block, tensors) for block in matrix.blocks],
         **facts,
     }
-    partial = f"{os.fspath(path)}.partial"
-    try:
-        save_file(tensors, partial, metadata={_KEY: json.dumps(tree)})
-        os.replace(partial, path)
-    finally:
-        if os.path.exists(partial):
-            os.remove(partial)
+    write(path, tensors, tree)
 
 
 def load_matrix(
@@ -79,39 +67,14 @@ def load_matrix(
     StoredFileError
         The file is truncated, or was not written here.
     """
-    safetensors = _safetensors()
-    try:
-        with safetensors.safe_open(os.fspath(path), "pt", device=str(device)) as file:
-            tree = _tree(path, file.metadata())
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise
-    except safetensors.SafetensorError as error:
-        raise StoredFileError(
-            f"{os.fspath(path)} is no safetensors file, or is truncated ({error}). Write "
-            "it again with save(path)."
-        ) from error
-    with as_described(path):
+    tensors, tree = read(path, device, FORMAT, REMEDY)
+    with as_described(path, REMEDY):
         blocks = [_read(part, tensors) for part in tree["blocks"]]
         groups = tuple(Group(tuple(n), tuple(i), rows) for n, i, rows in tree["groups"])
         layout = ParameterLayout(tuple(tree["sizes"]), groups)
         matrix = BlockDiagonalLinearOperator(blocks, layout)
         _require_sizes(matrix, layout)
     return matrix, tree
-
-
-@contextmanager
-def as_described(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Make errors of what a file says about its tensors errors of the file."""
-    try:
-        yield
-    except StoredFileError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise StoredFileError(
-            f"{os.fspath(path)} does not hold what its description says: {error!r}. "
-            "Compute and save it again."
-        ) from error
 
 
 def _require_sizes(matrix: BlockDiagonalLinearOperator, layout: ParameterLayout) -> None:
@@ -128,40 +91,6 @@ def _require_sizes(matrix: BlockDiagonalLinearOperator, layout: ParameterLayout)
             )
         if group.rows is not None and any(size % group.rows for size in sizes):
             raise ValueError(f"{sizes} entries of matrices with {group.rows} rows")
-
-
-def _tree(path: Any, metadata: dict[str, str] | None) -> dict[str, Any]:
-    text = (metadata or {}).get(_KEY)
-    if text is None:
-        raise StoredFileError(
-            f"{os.fspath(path)} is a safetensors file of something else: it was not "
-            "written by save(path)."
-        )
-    with as_described(path):
-        tree: dict[str, Any] = dict(json.loads(text))
-    if tree.get("format") != FORMAT:
-        raise StoredFileError(
-            f"{os.fspath(path)} has the format {tree.get('format')!r}, this version of "
-            f"torchlinop reads {FORMAT!r}. Compute and save it again."
-        )
-    return tree
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError(
-            "Files of factors need safetensors: pip install safetensors."
-        ) from error
-
-    class Functions:
-        save_file = staticmethod(safetensors.torch.save_file)
-        safe_open = staticmethod(safetensors.safe_open)
-        SafetensorError = safetensors.SafetensorError
-
-    return Functions
 
 
 def _put(tensor: Tensor, tensors: dict[str, Tensor]) -> str:

@@ -2,29 +2,29 @@ r"""Conjugate gradients, for one right-hand side and for a block of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import Run, placed
 from torchlinop.solve.columns import (
     add_columns,
     column_dots,
     column_norms,
-    column_sizes,
-    divided,
     dot,
     require_finite_iteration,
 )
+from torchlinop.solve.directions import (
+    inverse_of,
+    orthonormalized,
+    picked,
+    refuse_indefinite,
+    widened,
+)
 from torchlinop.solve.inverse import KrylovInverse
 from torchlinop.solve.preconditioner import refuse_preconditioner
-from torchlinop.solve.report import NegativeCurvatureError
 from torchlinop.solve.restart import Callback, Correction
 from torchlinop.solve.system import System
-
-#: rounding errors of p^H A p for unit vectors p, in units of eps |A|
-_NOISE = 30
 
 
 class CGInverseLinearOperator(KrylovInverse):
@@ -57,6 +57,10 @@ class CGInverseLinearOperator(KrylovInverse):
         Called after each iteration with the current iterate, a torch tensor of shape
         ``(N,)``, or ``(N, K)`` for several right-hand sides (of which 128 at most are
         solved for together).
+    checkpoint
+        A file, or a :class:`~torchlinop.Checkpoint`, from which a product that was killed
+        goes on, with the same right-hand sides and options; ``maxiter`` may be raised. It
+        is for one product, and costs one more with ``A`` and with ``M``.
     on_failure
         What happens if a column does not converge: ``"warn"`` (a
         :class:`~torchlinop.ConvergenceWarning`), ``"raise"`` (a
@@ -71,6 +75,8 @@ class CGInverseLinearOperator(KrylovInverse):
     ------
     NegativeCurvatureError
         In a product, when the matrix turns out not to be positive definite.
+    StoredFileError
+        In a product, when the checkpoint is of another one, or truncated.
 
     Notes
     -----
@@ -110,9 +116,10 @@ class CGInverseLinearOperator(KrylovInverse):
         tolerances: np.ndarray,
         maxiter: int,
         callback: Callback | None,
+        run: Run,
     ) -> Correction:
         method = conjugate_gradients if B.shape[1] == 1 else block_conjugate_gradients
-        return method(system, B, tolerances, maxiter, callback)
+        return method(system, B, tolerances, maxiter, callback, run)
 
 
 def conjugate_gradients(
@@ -120,9 +127,13 @@ def conjugate_gradients(
     B: Tensor,
     tolerances: np.ndarray,
     maxiter: int,
-    callback: Callback | None = None,
+    callback: Callback | None,
+    run: Run,
 ) -> Correction:
-    """Solve for one column ``(N, 1)``; see :class:`Iteration`."""
+    """Solve for one column ``(N, 1)``; see :class:`Iteration`.
+
+    A ``run`` with a state goes on from that.
+    """
     x, r = torch.zeros_like(B), B.clone(memory_format=torch.contiguous_format)
     tolerance = float(tolerances[0])
     norm, shortest, reason, k = 0.0, np.inf, "", 0
@@ -131,6 +142,10 @@ def conjugate_gradients(
     rr = dot(r, r)
     residual_norm = rr**0.5
     rz = dot(r, z) if system.preconditioned else rr
+    if run.state is not None:
+        before = placed(run.state, B.device)
+        x, r, p = before["x"], before["r"], before["p"]
+        rz, residual_norm, norm, shortest, k = before["numbers"]
     while residual_norm > tolerance and k < maxiter:
         if not rz > 0:
             refuse_preconditioner(np.array([rz]), r, system)
@@ -165,6 +180,9 @@ def conjugate_gradients(
         previous = rz
         rz = dot(r, z) if system.preconditioned else rr
         torch.add(z, p, alpha=rz / previous, out=p)
+        if run.due():
+            numbers = rz, residual_norm, norm, shortest, k
+            run.save({"x": x, "r": r, "p": p, "numbers": numbers})
     return Correction(x, np.array([k]), np.array([residual_norm]), norm, reason)
 
 
@@ -173,31 +191,39 @@ def block_conjugate_gradients(
     B: Tensor,
     tolerances: np.ndarray,
     maxiter: int,
-    callback: Callback | None = None,
+    callback: Callback | None,
+    run: Run,
 ) -> Correction:
     """Solve for all columns ``(N, K)`` in one Krylov space.
 
     The search directions are orthonormalized in every step, and those that depend on the
     others are dropped; so are the residuals of columns that have converged. Blocks are
-    held as rows here, ``(K, N)``: one vector after another in memory.
+    held as rows here, ``(K, N)``: one vector after another in memory. A ``run`` with a
+    state goes on from that.
     """
     X, R = torch.zeros_like(B.T), B.T.clone(memory_format=torch.contiguous_format)
     norms = column_norms(R.T)
     iterations = np.zeros(len(norms), dtype=int)
     active = np.flatnonzero(norms > tolerances)
-    R = _rows(R, active)
+    R = picked(R, active)
     D = torch.zeros_like(R)  # what the active rows of X have become
     norm, reason, k = 0.0, "", 0
-    P = _orthonormalized(_preconditioned(system, R).clone(), system.eps)
+    if run.state is None:
+        P = orthonormalized(_preconditioned(system, R).clone(), system.eps)
+    else:
+        before = placed(run.state, B.device)
+        X, R, D, P = before["blocks"]
+        norms, iterations, active = before["columns"]
+        norm, k = before["numbers"]
     spare: Tensor | None = None
     while len(active) and len(P) and k < maxiter:
         Q = system.product(P.T).T
         k += 1
-        curvature = (P.conj() @ Q.T).to(_double(P.dtype))
+        curvature = (P.conj() @ Q.T).to(widened(P.dtype))
         largest = curvature.diagonal().real.max().item()
         require_finite_iteration(np.array([largest]), "CG", k)
         norm = max(norm, largest)
-        solve = _inverse_of(curvature, P, norm, system)
+        solve = inverse_of(curvature, P, norm, system)
         if solve is None:
             reason = "singular"
             break
@@ -214,8 +240,8 @@ def block_conjugate_gradients(
         left = np.flatnonzero(norms[active] > tolerances[active])
         if len(left) < len(active):
             done = np.setdiff1d(np.arange(len(active)), left)
-            add_columns(X.T, active[done], _rows(D, done).T)
-            active, R, D = active[left], _rows(R, left), _rows(D, left)
+            add_columns(X.T, active[done], picked(D, done).T)
+            active, R, D = active[left], picked(R, left), picked(D, left)
             if not len(active):
                 break
         Z = _preconditioned(system, R)
@@ -224,23 +250,15 @@ def block_conjugate_gradients(
             spare = torch.empty_like(Z, memory_format=torch.contiguous_format)
         conjugate = torch.addmm(Z, conjugation, P, alpha=-1, out=spare)
         reuse = P if P.shape == conjugate.shape else None
-        P = _orthonormalized(conjugate, system.eps, out=reuse)
+        P = orthonormalized(conjugate, system.eps, out=reuse)
         spare = conjugate if P is reuse else None
+        if run.due():
+            columns = norms, iterations, active
+            run.save({"blocks": (X, R, D, P), "columns": columns, "numbers": (norm, k)})
     add_columns(X.T, active, D.T)
     if len(active) and not len(P) and system.preconditioned:
         reason = "preconditioner"
     return Correction(X.T, iterations, norms, norm, reason)
-
-
-def _rows(block: Tensor, rows: np.ndarray) -> Tensor:
-    """Return some rows, or the block itself if they are all."""
-    if len(rows) == len(block):
-        return block
-    return block[torch.as_tensor(rows, device=block.device)]
-
-
-def _double(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float64)
 
 
 def _preconditioned(system: System, R: Tensor) -> Tensor:
@@ -252,79 +270,3 @@ def _preconditioned(system: System, R: Tensor) -> Tensor:
     if not (dots > 0).all():
         refuse_preconditioner(dots, R.T, system)
     return Z
-
-
-def _orthonormalized(W: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """Return an orthonormal basis of the rows, without those that depend on others.
-
-    ``out`` is used for it if it has the right size.
-    """
-    gram = (W.conj() @ W.T).to(_double(W.dtype))
-    lengths = gram.diagonal().real.sqrt()
-    tiny = torch.finfo(W.dtype).tiny ** 0.25
-    if not ((lengths > tiny) & (lengths < 1 / tiny)).all():
-        # squares may have underflowed or overflowed
-        norms = column_norms(W.T)
-        if not norms.all():
-            return _orthonormalized(_rows(W, np.flatnonzero(norms)), eps)
-        W = divided(W.T, column_sizes(W.T)[0]).T
-        gram = (W.conj() @ W.T).to(_double(W.dtype))
-        lengths = gram.diagonal().real.sqrt()
-    # once by Cholesky is enough where the rows are far from dependent
-    L, info = torch.linalg.cholesky_ex(gram / torch.outer(lengths, lengths))
-    pivots = L.diagonal().real
-    if not info.item() and (not len(pivots) or pivots.min().item() > eps**0.25):
-        inverse = torch.linalg.solve_triangular(
-            L, torch.diag(1 / lengths).to(L), upper=False
-        )
-        return torch.mm(inverse.conj().resolve_conj().to(W.dtype), W, out=out)
-    scaled = W / lengths.to(W.real.dtype).unsqueeze(1)
-    Q, triangle = torch.linalg.qr(scaled.T)
-    if not torch.isfinite(triangle).all():  # LAPACK's, of some complex64 blocks
-        double = torch.linalg.qr(scaled.T.to(_double(W.dtype)))
-        Q, triangle = (factor.to(W.dtype) for factor in double)
-    left, values, _ = torch.linalg.svd(triangle, full_matrices=False)
-    kept = values > 10 * eps * values[0]
-    return (Q @ left[:, kept]).T.contiguous()
-
-
-def _inverse_of(
-    curvature: Tensor, P: Tensor, norm: float, system: System
-) -> Callable[[Tensor], Tensor] | None:
-    """Return the product with the inverse of ``P^H A P``, or None if it is all noise."""
-    curvature = (curvature + curvature.mH) / 2
-    noise = _NOISE * system.eps * norm
-    L, info = torch.linalg.cholesky_ex(curvature)
-    if not info.item() and L.diagonal().real.min().item() ** 2 > noise:
-        return lambda C: torch.cholesky_solve(C.to(L.dtype), L).to(C.dtype)
-    values, vectors = torch.linalg.eigh(curvature)
-    if values[0].item() < 0:
-        direction = P.T @ vectors[:, 0].to(P.dtype)
-        noise = max(noise, refuse_indefinite(direction, system))
-    kept = values > noise
-    if not kept.any():
-        return None
-    values, vectors = values[kept], vectors[:, kept]
-    return lambda C: ((vectors / values) @ (vectors.mH @ C.to(vectors.dtype))).to(C.dtype)
-
-
-def refuse_indefinite(p: Tensor, system: System) -> float:
-    """Raise if the curvature along ``p`` is negative beyond rounding.
-
-    Returns what rounding can make of a curvature.
-    """
-    p = p.reshape(-1, 1)
-    p = divided(p, column_sizes(p)[0])
-    p = p / max(column_norms(p)[0], torch.finfo(p.dtype).tiny)
-    curvature = dot(p, system.product(p))
-    noise = _NOISE * system.eps * system.norm()
-    if curvature < -noise:
-        raise NegativeCurvatureError(
-            f"The matrix is not positive definite: along one direction p of length 1, "
-            f"p^H A p = {curvature:.3e}. Conjugate gradients need a positive definite "
-            "matrix: add more damping, or use MINRESInverseLinearOperator, which takes "
-            "indefinite ones (such as the Hessian).",
-            p.reshape(-1),
-            curvature,
-        )
-    return noise

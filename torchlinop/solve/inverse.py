@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import abstractmethod
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import Checkpoint, Run
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
 from torchlinop.solve.arguments import (
@@ -27,9 +30,10 @@ from torchlinop.solve.columns import (
     divided,
     require_finite_columns,
 )
+from torchlinop.solve.cycles import Cycles
 from torchlinop.solve.preconditioner import as_preconditioner, moved
 from torchlinop.solve.report import OnFailure, SolveReport, judge
-from torchlinop.solve.restart import Callback, Correction, Method, solve
+from torchlinop.solve.restart import Callback, Correction, Iteration, Method, solve
 from torchlinop.solve.system import System
 
 #: most right-hand sides that share one Krylov space
@@ -60,6 +64,7 @@ class KrylovInverse(TorchLinearOperator):
         M: Any = None,
         x0: Array | None = None,
         callback: Callback | None = None,
+        checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
         on_failure: OnFailure = "warn",
     ) -> None:
         A = square_operator(A, self.solver)
@@ -72,6 +77,7 @@ class KrylovInverse(TorchLinearOperator):
         self.M = as_preconditioner(M, A, "M")
         self._x0 = None if x0 is None else starting_vectors(x0, A)
         self._callback = callback
+        self._checkpoint = Checkpoint.of(checkpoint)
         self.on_failure = one_of_failures(on_failure)
         self.last_solve: SolveReport | None = None
 
@@ -83,8 +89,12 @@ class KrylovInverse(TorchLinearOperator):
         tolerances: np.ndarray,
         maxiter: int,
         callback: Callback | None,
+        run: Run,
     ) -> Correction:
-        """Solve from zero: an :class:`~torchlinop.solve.restart.Iteration`."""
+        """Solve from zero, or from the state of a run.
+
+        An :class:`~torchlinop.solve.restart.Iteration` but for ``run``.
+        """
 
     def with_damping(self, damping: float) -> Self:
         """Return the inverse of ``A + damping I`` for another ``damping``.
@@ -101,7 +111,8 @@ class KrylovInverse(TorchLinearOperator):
 
     def _apply(self, x: Tensor) -> Tensor:
         system = System(self.A, self.damping, self.M)
-        solved = [self._solve(system, B, X0) for B, X0 in self._blocks(x)]
+        iterate = self._iteration(system, x)
+        solved = [self._solve(system, iterate, B, X0) for B, X0 in self._blocks(x)]
         norms, tolerances, iterations, converged = (
             np.concatenate([getattr(s, name) for s in solved])
             for name in ("residual_norms", "tolerances", "iterations", "converged")
@@ -129,7 +140,20 @@ class KrylovInverse(TorchLinearOperator):
         starts = one_for_each_column(self._x0, B).split(_MAX_BLOCK, dim=1)
         return list(zip(blocks, starts, strict=True))
 
-    def _solve(self, system: System, B: Tensor, X0: Tensor | None) -> _Solved:
+    def _iteration(self, system: System, x: Tensor) -> Iteration:
+        """Return what iterates on a block, and remembers it where that is wanted."""
+        if self._checkpoint is None:
+            return partial(self._iterate, run=Run())
+        arguments = {"damping": self.damping, "rtol": self.rtol, "atol": self.atol}
+        vectors = {"the right-hand side": x, "x0": self._x0}
+        run = self._checkpoint.begin(
+            self.solver, {"A": self.A, "M": self.M}, arguments, vectors
+        )
+        return Cycles(self._iterate, run, system)
+
+    def _solve(
+        self, system: System, iterate: Iteration, B: Tensor, X0: Tensor | None
+    ) -> _Solved:
         """Solve for one block, in units of the size of each right-hand side."""
         b_norms = column_norms(B)
         require_finite_columns(b_norms, "The right-hand side")
@@ -139,7 +163,7 @@ class KrylovInverse(TorchLinearOperator):
             X0 = divided(X0, size)
             X0[:, torch.as_tensor(b_norms == 0, device=X0.device)] = 0
         B = divided(B, size)
-        method = Method(self._iterate, self.solver, system, self.maxiter, self.basis_share)
+        method = Method(iterate, self.solver, system, self.maxiter, self.basis_share)
         found = solve(method, B, X0, tolerances, self._watching(size))
         X, norms, reason = found.X * size, found.norms, found.reason
         again = divided(X, size)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchlinop._checkpoint import Run, placed
 from torchlinop.solve.columns import (
     add_columns,
     column_dots,
@@ -68,8 +69,9 @@ class MINRESInverseLinearOperator(KrylovInverse):
         tolerances: np.ndarray,
         maxiter: int,
         callback: Callback | None,
+        run: Run,
     ) -> Correction:
-        return minres(system, B, tolerances, maxiter, callback)
+        return minres(system, B, tolerances, maxiter, callback, run)
 
 
 def minres(
@@ -77,11 +79,13 @@ def minres(
     B: Tensor,
     tolerances: np.ndarray,
     maxiter: int,
-    callback: Callback | None = None,
+    callback: Callback | None,
+    run: Run,
 ) -> Correction:
     """Solve for all columns at once; see :class:`Iteration`.
 
-    Vectors are blocks with a column for each right-hand side, scalars arrays ``(K,)``.
+    Vectors are blocks with a column for each right-hand side, scalars arrays ``(K,)``. A
+    ``run`` with a state goes on from that.
     """
     X = torch.zeros_like(B)
     norms = column_norms(B)
@@ -99,6 +103,12 @@ def minres(
     c, c_old, s, s_old = (f(len(norms)) for f in (np.ones, np.ones, np.zeros, np.zeros))
     reason, k = "preconditioner" if empty.any() else "", 0
     finished = (norms <= tolerances) | (gamma == 0)
+    if run.state is not None:
+        before = placed(run.state, B.device)
+        X, v, v_old, x, w, w_old, z, r = before["blocks"]
+        gamma, gamma_old, eta, c, c_old, s, s_old = before["scalars"]
+        norms, iterations, active, finished = before["columns"]
+        reason, k = before["ended"]
     while k < maxiter:
         if finished.any():
             add_columns(X, active[finished], take(x, np.flatnonzero(finished)))
@@ -158,6 +168,15 @@ def minres(
         finished = converged | singular | (gamma_new == 0)
         v, v_old, z, w, w_old = v_new, v, z_new, w_new, w
         gamma, gamma_old = gamma_new, gamma
+        if run.due():
+            run.save(
+                {
+                    "blocks": (X, v, v_old, x, w, w_old, z, r),
+                    "scalars": (gamma, gamma_old, eta, c, c_old, s, s_old),
+                    "columns": (norms, iterations, active, finished),
+                    "ended": (reason, k),
+                }
+            )
     add_columns(X, active, x)
     return Correction(X, iterations, norms, np.inf, reason)
 

@@ -19,7 +19,6 @@ from torchlinop.solve.arguments import (
     one_of_failures,
     square_operator,
 )
-from torchlinop.solve.cg import refuse_indefinite
 from torchlinop.solve.columns import (
     column_dots,
     column_norms,
@@ -29,6 +28,7 @@ from torchlinop.solve.columns import (
     require_finite_iteration,
     row,
 )
+from torchlinop.solve.directions import refuse_indefinite
 from torchlinop.solve.report import OnFailure, SolveReport, judge
 from torchlinop.solve.system import System
 

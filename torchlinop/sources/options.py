@@ -20,10 +20,16 @@ class Options:
         Function from an ``X`` to its number of samples. Default: ``X.num_graphs`` where
         there is one, and the first dimension of the first tensor in ``X`` otherwise.
     cache
-        ``"auto"`` keeps linearizations of batches while they fit the memory budget and
-        computes the others anew in each product; ``True`` keeps all, ``False`` none.
+        ``"auto"`` keeps linearizations of batches while they fit the memory budget, then
+        on the host, and computes the others anew in each product; ``True`` keeps all on
+        the device, ``False`` none.
     memory_budget
         In bytes. Default: half of the memory that is free on the device.
+    host_memory_budget
+        Bytes of host memory for what does not fit, where copying it to the device for each
+        product takes less time than computing it anew (Hessian, GGN and Fisher matrices of
+        data that is not shuffled). Default: half of what is free, for operators on a CPU
+        nothing.
     check_deterministic
         Refuse what has no fixed matrix: modules that are random or depend on the rest of
         the batch (dropout and batch norm in training mode), a model or loss that gives
@@ -47,6 +53,7 @@ class Options:
     batch_size: Callable[[Any], int] | None = None
     cache: CachePolicy = "auto"
     memory_budget: float | None = None
+    host_memory_budget: float | None = None
     check_deterministic: bool = True
     check_derivatives: bool = True
     check_finite: bool = False
@@ -55,9 +62,10 @@ class Options:
     def __post_init__(self) -> None:
         if not (isinstance(self.cache, bool) or self.cache == "auto"):
             raise ValueError(f"cache has to be 'auto', True or False, got {self.cache!r}.")
-        budget = self.memory_budget
-        if not (budget is None or isinstance(budget, (int, float))):
-            raise TypeError(f"memory_budget is a number of bytes, got {budget!r}.")
+        for name in ("memory_budget", "host_memory_budget"):
+            budget = getattr(self, name)
+            if not (budget is None or isinstance(budget, (int, float))):
+                raise TypeError(f"{name} is a number of bytes, got {budget!r}.")
         if not (self.batch_size is None or callable(self.batch_size)):
             raise TypeError(
                 "batch_size is a function from X to the number of data in it, for instance "

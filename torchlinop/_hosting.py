@@ -1,0 +1,104 @@
+"""Linearizations that do not fit the device: on the host, where that is the quicker way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlinop.autodiff.experience import Experience
+from torchlinop.autodiff.hosted import HostedRows
+from torchlinop.data import Batch
+from torchlinop.sources.protocol import Source
+
+#: a product with what is on the host may take this part of the time of computing it anew
+_PAYS = 0.9
+#: products that are timed, of which the quickest counts
+_TRIALS = 2
+
+
+class Hosting:
+    """Decides which linearizations are on the host, and how much there is room for.
+
+    The first one is used once in either way, at a random vector: it has to give the same
+    and to take less time. What it has shown holds for the others.
+
+    Parameters
+    ----------
+    source
+        What is linearized.
+    linearizer
+        Makes functions of rows of a batch.
+    budget
+        Bytes on the host.
+    pays
+        Whether it is quicker; None where that is not known yet.
+    """
+
+    def __init__(
+        self, source: Source, linearizer: Any, budget: float, pays: bool | None
+    ) -> None:
+        self._source, self._linearizer = source, linearizer
+        self._room = budget
+        self.pays = pays
+
+    def linearized(self, batch: Batch, device_room: float) -> HostedRows | None:
+        """Linearize a batch onto the host; None where it is to be computed anew.
+
+        ``device_room``: for what of it stays on the device.
+        """
+        if self.pays is False or self._room <= 0:
+            return None
+        source = self._source
+        own = replace(batch)  # of which the data is let go
+        stay = (*source.leaves(), *(batch.sources if source.batches.lasts else ()))
+        linearize = partial(self._linearizer.linearize, own)
+        try:
+            rows = HostedRows.of(linearize, source.space.device, stay)
+            if rows.host_bytes > self._room or rows.nbytes > device_room:
+                self._room = 0.0
+                return None
+            if self.pays is None:
+                self.pays = self._is_quicker(rows, batch)
+        except Exception:  # graphs that cannot be moved, no memory: the other way tells
+            self.pays = False
+        if not self.pays:
+            return None
+        self._room -= rows.host_bytes
+        own.leave()
+        return rows
+
+    def _is_quicker(self, rows: HostedRows, batch: Batch) -> bool:
+        space = self._source.space
+        generator = torch.Generator("cpu").manual_seed(0)
+        # made on the host: not every device has a generator of its own
+        v = torch.randn(space.dim, generator=generator, dtype=space.dtype, device="cpu")
+        v = v.to(space.device)
+        anew = self._linearizer.passing(batch)
+        expected, limit = _timed(partial(anew.row, v, Experience()), v.device)
+        found, seconds = _timed(partial(rows.row, v, Experience()), v.device)
+        bound = torch.finfo(v.dtype).eps ** (1 / 3) * expected.norm()
+        return seconds <= _PAYS * limit and bool((found - expected).norm() <= bound)
+
+
+def _timed(product: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    """Return a product and the seconds that it takes."""
+    best = math.inf
+    for _ in range(_TRIALS):
+        _wait(device)
+        start = time.perf_counter()
+        result = product()
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return result, best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
