@@ -11,6 +11,7 @@ from torch import Tensor
 from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
 from torchlinop.kronecker.evaluation import Evaluation
 from torchlinop.kronecker.seeds import FisherType
+from torchlinop.kronecker.uses import ConvolutionUse
 
 #: most bytes of inputs that are made at once
 _CHUNK = 8 << 20
@@ -58,6 +59,16 @@ class MatrixMoments:
     def add_inputs(self, plan: MatrixPlan, batch: Evaluation, weights: Tensor) -> None:
         """Add a batch's inputs: of each sample the mean over its positions, weighted."""
         samples = len(weights)
+        use = batch.uses[plan.uses[0]]
+        if (
+            len(plan.uses) == 1
+            and plan.has_weight
+            and not self._reduce
+            and isinstance(use, ConvolutionUse)
+            and use.slides(batch.places[plan.uses[0]])
+        ):
+            self._add_moments(plan, use, weights)
+            return
         entries = sum(batch.uses[i].shape.numel() for i in plan.uses)
         positions = entries // (samples * plan.outputs * plan.groups) + 1
         each = positions * plan.inputs * plan.groups
@@ -68,17 +79,23 @@ class MatrixMoments:
             else:
                 self._add_rows(a.to(weights.dtype), weights[part])
 
+    def _add_moments(self, plan: MatrixPlan, use: ConvolutionUse, weights: Tensor) -> None:
+        samples = len(weights)
+        positions = torch.Size(use.positions).numel() // samples
+        scale, scales = _scales(weights / positions)
+        each = weights.element_size() * use.entries_of_sample
+        for part in sample_slices(samples, each):
+            own = None if scales is None else scales[part]
+            moment = use.moment(part, own, weights.dtype, ones=plan.has_bias)
+            self.inputs.add_(moment, alpha=scale)
+
     def _add_rows(self, a: Tensor, weights: Tensor) -> None:
         if self._reduce:
             a = a.mean(2, keepdim=True)
-        shares = weights / a.shape[2]
-        scale = 1.0
-        if bool((shares == shares[0]).all()):
-            scale = shares[0].item()
-        else:
-            a = a * shares.sqrt().view(1, -1, 1, 1)
-        rows = a.flatten(1, 2)
-        _add_gram(self.inputs, rows, scale)
+        scale, scales = _scales(weights / a.shape[2])
+        if scales is not None:
+            a = a * scales.view(1, -1, 1, 1)
+        _add_gram(self.inputs, a.flatten(1, 2), scale)
 
     def _add_indices(self, index: Tensor, weights: Tensor) -> None:
         count = index.shape[1]
@@ -126,6 +143,13 @@ class MatrixMoments:
         return inputs, _symmetric(self.outputs, 1.0)
 
 
+def _scales(shares: Tensor) -> tuple[float, Tensor | None]:
+    """Return a common factor of second moments, or one for the rows of each sample."""
+    if bool((shares == shares[0]).all()):
+        return shares[0].item(), None
+    return 1.0, shares.sqrt()
+
+
 def _diagonals(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1)
 
@@ -143,9 +167,21 @@ def _add_gram(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
 
 
 def _symmetric(triangles: Tensor, weight: float) -> Tensor:
-    """Make symmetric matrices of upper triangles, divided by a weight."""
-    whole = triangles.triu().add_(triangles.triu(1).mT)
-    return whole if weight == 1 else whole.div_(weight)
+    """Make symmetric matrices of upper triangles, in place, and divide by a weight."""
+    _mirror(triangles)
+    return triangles if weight == 1 else triangles.div_(weight)
+
+
+def _mirror(whole: Tensor) -> None:
+    """Copy the upper triangles of ``(G, d, d)`` to the lower ones, as they were made."""
+    d = whole.shape[-1]
+    if d < _SPLIT:
+        whole.copy_(whole.triu() + whole.triu(1).mT)
+        return
+    half = d // 2
+    _mirror(whole[:, :half, :half])
+    _mirror(whole[:, half:, half:])
+    whole[:, half:, :half] = whole[:, :half, half:].mT
 
 
 class VectorMoment:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan, plan_
 from torchlinop.kronecker.evaluation import Evaluation
 from torchlinop.kronecker.layout import Group, ParameterLayout
 from torchlinop.kronecker.moments import MatrixMoments, UncoveredDiagonal, VectorMoment
+from torchlinop.kronecker.places import Axis
 from torchlinop.kronecker.seeds import FisherType, SeedSource
 from torchlinop.kronecker.settings import Settings, Uncovered
 from torchlinop.sources import EmpiricalRisk
@@ -21,6 +23,12 @@ from torchlinop.structured import (
     DiagonalLinearOperator,
     KroneckerLinearOperator,
     StructuredLinearOperator,
+)
+
+#: where the samples were found to be, and in which look at model and data: a backward pass
+#: that further passes do without
+_found: WeakKeyDictionary[EmpiricalRisk, tuple[int, Sequence[Axis | None]]] = (
+    WeakKeyDictionary()
 )
 
 
@@ -55,7 +63,10 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
     if settings.fisher_type is FisherType.MC:
         risk.batches.require_order()
     source = SeedSource(risk, settings.fisher_type, settings.mc_samples, settings.seed)
-    state, axes, groups = Experience(), None, None
+    state, groups = Experience(), None
+    look_number, axes = _found.get(risk, (-1, None))
+    if look_number != risk.looks:
+        axes = None
     for batch in risk.batches:
         evaluation = Evaluation(risk, batch, source, state, axes)
         plan = plan_blocks(
@@ -72,6 +83,8 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
             )
         groups = own
         axes = evaluation.axes
+        if axes is not None:
+            _found[risk] = risk.looks, axes
         look = Look(batch.position, evaluation, plan.blocks, sorted(plan.uncovered))
         del evaluation, batch  # not kept while the next batch is evaluated
         yield look
