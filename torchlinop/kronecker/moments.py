@@ -127,7 +127,9 @@ class MatrixMoments:
         inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
         return inputs.isfinite().all() & _diagonals(self.outputs).isfinite().all()
 
-    def factors(self, weight: float, fisher_type: FisherType) -> tuple[Tensor, Tensor]:
+    def factors(
+        self, plan: MatrixPlan, weight: float, fisher_type: FisherType
+    ) -> tuple[Tensor, Tensor]:
         """Return the factors ``(G, d, d)`` of inputs and of output gradients.
 
         Parameters
