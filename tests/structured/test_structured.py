@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchlinop import (
     BlockDiagonalLinearOperator,
+    ConvergenceWarning,
     DiagonalLinearOperator,
     EighLinearOperator,
     GGNLinearOperator,
@@ -191,7 +192,8 @@ def test_decomposition_is_tried_in_float64(monkeypatch):
 
     monkeypatch.setattr(torch.linalg, "eigh", fails_in_single)
     matrix = positive(4).float()
-    spectrum = spectrum_of(matrix, "a factor")
+    with pytest.warns(ConvergenceWarning, match=r"of a factor .4 x 4.* in torch.float64"):
+        spectrum = spectrum_of(matrix, "a factor")
     assert spectrum.precision == torch.float64
     assert spectrum.values.dtype == torch.float32
     torch.testing.assert_close(spectrum.matrix(), matrix)
@@ -200,7 +202,10 @@ def test_decomposition_is_tried_in_float64(monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fails)
-    with pytest.raises(torch.linalg.LinAlgError, match=r"a factor .4 x 4.* torch.float64"):
+    with (
+        pytest.warns(ConvergenceWarning, match="failed in torch.float32"),
+        pytest.raises(torch.linalg.LinAlgError, match=r"a factor .4 x 4.* torch.float64"),
+    ):
         spectrum_of(matrix, "a factor")
 
 
