@@ -209,6 +209,34 @@ def test_decomposition_is_tried_in_float64(monkeypatch):
         spectrum_of(matrix, "a factor")
 
 
+@pytest.mark.parametrize("ranks", [(2, 5), (2, 1), (4, 0)])
+def test_inverses_of_singular_products_leave_the_kernel_out(ranks):
+    factors = []
+    for n, rank in zip((4, 5), ranks, strict=True):
+        half = random(n, rank, seed=n)
+        factors.append(half @ half.T)
+    K = KroneckerLinearOperator(*factors)
+    dense = torch.kron(*factors)
+    eye = torch.eye(20).double()
+    inverse = K.inverse(damping=0.3)
+    assert inverse._range.vectors.shape[1] == ranks[0] * max(ranks[1], 1)
+    expected = torch.linalg.inv(dense + 0.3 * eye)
+    for result, matrix in (
+        (inverse, expected),
+        (inverse.power(0.5) @ inverse.power(0.5), expected),
+        (inverse + K.inverse(damping=2), expected + torch.linalg.inv(dense + 2 * eye)),
+        (3 * inverse @ inverse, 3 * expected @ expected),
+        (inverse + K.with_eigenvalues(torch.arange(20.0)), None),
+    ):
+        assert type(result) is type(inverse)
+        X = random(20, 3)
+        Q = result.eigenvectors.to_dense()
+        if matrix is None:
+            matrix = Q @ result.eigenvalues().diag() @ Q.T
+        torch.testing.assert_close(result @ X, matrix @ X)
+        torch.testing.assert_close(result @ X[:, 0], matrix @ X[:, 0])
+
+
 def test_singular_matrices_are_refused():
     singular = torch.diag(torch.tensor([1.0, 0.0, 2.0])).double()
     K = KroneckerLinearOperator(singular, positive(2))
