@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Iterator
 
@@ -16,7 +17,9 @@ from torchlinop.kronecker.uses import ConvolutionUse
 #: most bytes of inputs that are made at once
 _CHUNK = 8 << 20
 #: larger Gram matrices are computed in four parts, of which one follows from another
-_SPLIT = 256
+_SPLIT = 160
+#: up to this size triangles are mirrored at once
+_WHOLE = 520
 
 
 class WeightSharing(enum.StrEnum):
@@ -72,12 +75,15 @@ class MatrixMoments:
         entries = sum(batch.uses[i].shape.numel() for i in plan.uses)
         positions = entries // (samples * plan.outputs * plan.groups) + 1
         each = positions * plan.inputs * plan.groups
+        # a column of ones is known without being multiplied
+        bare = dataclasses.replace(plan, has_bias=False) if plan.has_weight else plan
         for part in sample_slices(samples, each * weights.element_size()):
-            a = plan.input_vectors(batch.uses, batch.places, part, weights)
+            a = bare.input_vectors(batch.uses, batch.places, part, weights)
             if plan.indexed:
                 self._add_indices(a[0], weights[part])
             else:
-                self._add_rows(a.to(weights.dtype), weights[part])
+                ones = plan.has_weight and plan.has_bias
+                self._add_rows(a.to(weights.dtype), weights[part], ones=ones)
 
     def _add_moments(self, plan: MatrixPlan, use: ConvolutionUse, weights: Tensor) -> None:
         samples = len(weights)
@@ -89,13 +95,21 @@ class MatrixMoments:
             moment = use.moment(part, own, weights.dtype, ones=plan.has_bias)
             self.inputs.add_(moment, alpha=scale)
 
-    def _add_rows(self, a: Tensor, weights: Tensor) -> None:
+    def _add_rows(self, a: Tensor, weights: Tensor, *, ones: bool = False) -> None:
         if self._reduce:
             a = a.mean(2, keepdim=True)
         scale, scales = _scales(weights / a.shape[2])
         if scales is not None:
             a = a * scales.view(1, -1, 1, 1)
-        _add_gram(self.inputs, a.flatten(1, 2), scale)
+        rows, d = a.flatten(1, 2), a.shape[-1]
+        _add_gram(self.inputs[:, :d, :d], rows, scale)
+        if ones:
+            if scales is None:
+                sums = rows.sum(1)
+            else:
+                sums = scales.repeat_interleave(a.shape[2]) @ rows
+            self.inputs[:, :d, d] += scale * sums
+            self.inputs[:, d, d] += weights.sum()
 
     def _add_indices(self, index: Tensor, weights: Tensor) -> None:
         count = index.shape[1]
@@ -175,9 +189,9 @@ def _symmetric(triangles: Tensor, weight: float) -> Tensor:
 
 
 def _mirror(whole: Tensor) -> None:
-    """Copy the upper triangles of ``(G, d, d)`` to the lower ones, as they were made."""
+    """Copy the upper triangles of ``(G, d, d)`` to the lower ones."""
     d = whole.shape[-1]
-    if d < _SPLIT:
+    if d <= _WHOLE:
         whole.copy_(whole.triu() + whole.triu(1).mT)
         return
     half = d // 2
