@@ -10,6 +10,8 @@ from torchlinop.autodiff.losses import as_loss
 X = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)).double()
 LABELS = torch.tensor([[0, 1], [2, -100], [1, 1], [0, 2]])
 BINARY = (X > 0.3).double()
+#: predictions whose probabilities are 0, 1, 1/2 and 1/3
+SHARP = torch.stack([X[:, 0].round(), X[:, 0].round(), 0 * X[:, 0]], dim=1)
 WEIGHT = torch.tensor([1.0, 2.0, 0.5]).double()
 
 LOSSES = {
@@ -22,6 +24,8 @@ LOSSES = {
     ),
     "soft targets": (nn.CrossEntropyLoss(reduction="sum"), X, X.softmax(1)),
     "one datum": (nn.CrossEntropyLoss(), X[0, :, 0], torch.tensor(2)),
+    "certain": (nn.CrossEntropyLoss(), 2000 * SHARP, LABELS),
+    "one class": (nn.CrossEntropyLoss(), X[:, :1], LABELS.clamp(max=0)),
     "squared error": (nn.MSELoss(), X, BINARY),
     "binary": (nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 0.5])), X, BINARY),
     "one number each": (nn.BCEWithLogitsLoss(), X[:, 0, 0], BINARY[:, 0, 0]),

@@ -16,6 +16,7 @@ from torchlinop import (
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
+    KFACLinearOperator,
     SubmatrixLinearOperator,
     TorchLinearOperator,
 )
@@ -111,6 +112,24 @@ POSITIVE = [
     "(G + I/2)^-1",
 ]
 COMPLEX = "G + I + i[G, H]/2"
+
+
+def factored_inverse(damping: float, dtype: Any) -> TorchLinearOperator:
+    """KFAC's damped inverse."""
+    return KFACLinearOperator(*problem(np.dtype(dtype).char).arguments).inverse(
+        damping=damping
+    )
+
+
+def linear_model(damping: float, dtype: Any) -> tuple[TorchLinearOperator, Any]:
+    """The damped GGN of a linear model and KFAC's inverse of it, which is exact."""
+    dtype = torch_dtype(dtype)
+    model = nn.Linear(4, 3).to(dtype)
+    data = [(torch.randn(9, 4).to(dtype), torch.randn(9, 3).to(dtype))]
+    arguments = model, nn.MSELoss(), list(model.parameters()), data
+    G = GGNLinearOperator(*arguments)
+    identity = IdentityLinearOperator([(G.shape[0],)], "cpu", dtype)
+    return G + damping * identity, KFACLinearOperator(*arguments).inverse(damping=damping)
 
 
 def operator_and_dense(formula: str, dtype: Any) -> tuple[TorchLinearOperator, np.ndarray]:

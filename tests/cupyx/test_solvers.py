@@ -14,7 +14,9 @@ from tests.cupyx.checks import REAL, check_eigenpairs
 from tests.cupyx.matrices import (
     COMPLEX,
     POSITIVE,
+    factored_inverse,
     inverse_diagonal,
+    linear_model,
     operator_and_dense,
 )
 
@@ -104,6 +106,32 @@ def test_linear_solvers(solvers, cupy, name, formula, preconditioned, dtype, rng
     M = inverse_diagonal(dense, dtype) if preconditioned else None
     rhs = rng.standard_normal(len(dense)).astype(dtype)
     solve_and_check(cupy, solver, A, dense, rhs, M=M)
+
+
+@REAL
+@pytest.mark.parametrize("name", LINEAR_SOLVERS)
+@pytest.mark.filterwarnings(NUMPY_1_LSTSQ)
+def test_kfac_as_preconditioner(solvers, cupy, name, dtype, rng):
+    solver = linear_solver(solvers, name)
+    A, dense = operator_and_dense("G + I/100", dtype)
+    M = factored_inverse(1e-2, dtype)
+    rhs = rng.standard_normal(len(dense)).astype(dtype)
+    solve_and_check(cupy, solver, A, dense, rhs, M=M)
+
+
+@REAL
+def test_kfac_of_a_linear_model_is_its_inverse(solvers, cupy, dtype, rng):
+    """One step of conjugate gradients, where it is the very inverse."""
+    A, M = linear_model(1e-2, dtype)
+    b = cupy.asarray(rng.standard_normal(A.shape[0]).astype(dtype))
+    counts = []
+    for preconditioner in (None, M):
+        steps = []
+        rtol = tolerance(solvers.cg, 1e-4)
+        solvers.cg(A, b, M=preconditioner, callback=steps.append, **rtol)
+        assert all(type(x) is cupy.ndarray for x in steps)
+        counts.append(len(steps))
+    assert counts[1] == 1 < counts[0]
 
 
 @REAL

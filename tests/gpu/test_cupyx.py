@@ -14,6 +14,7 @@ from torchlinop import (
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
+    KFACLinearOperator,
     NystromPreconditioner,
     verify,
 )
@@ -66,15 +67,21 @@ def test_svds(solvers, cupy, dtype):
 
 
 @REAL
-@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("preconditioner", ["none", "Nystrom", "KFAC"])
 @pytest.mark.parametrize("name", LINEAR)
-def test_linear_solvers(solvers, cupy, name, preconditioned, dtype, rng):
+def test_linear_solvers(solvers, cupy, name, preconditioner, dtype, rng):
     if not hasattr(solvers, name):
         pytest.skip(f"this version of CuPy has no {name}")
     solver = getattr(solvers, name)
     G, _, _, identity = operators(dtype)
     A = G + 0.1 * identity
-    M = NystromPreconditioner(G, 0.1) if preconditioned else None
+    M = None
+    if preconditioner == "Nystrom":
+        M = NystromPreconditioner(G, 0.1)
+    elif preconditioner == "KFAC":
+        p = on("cuda", regression(dtype=dtype))
+        M = KFACLinearOperator(*p.arguments).inverse(damping=0.1)
+        assert M.device.type == "cuda"
     b = cupy.asarray(rng.standard_normal(26).astype(A.dtype))
     option = "rtol" if "rtol" in inspect.signature(solver).parameters else "tol"
     x, info = solver(A, b, M=M, **{option: 1e-5})

@@ -89,7 +89,9 @@ def test_one_datum_that_counts(loss):
     is_exact(_of(model, loss, [(X[:2], y[:2]), (X[2:], y[2:])]))
 
 
-@pytest.mark.parametrize("name", ["mlp", "weighted", "convolutions", "tokens_second"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "weighted", "convolutions", "tokens_second", "tied_head"]
+)
 @pytest.mark.parametrize("fisher_type", ["type-2", "mc", "empirical", "forward-only"])
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 def test_batches_do_not_matter(name, fisher_type, sharing):
@@ -133,6 +135,39 @@ def test_empirical_and_sampled_diagonals(name):
     torch.testing.assert_close(sampled.diagonal(), F.to_dense().diagonal())
 
 
+class _Linear(nn.Module):
+    """A linear model of indices whose head is its embedding, or a copy of it."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(2), dtype=D)
+        self.token, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.token.weight = nn.Parameter(weight)
+        self.head.weight = self.token.weight if tied else nn.Parameter(weight.clone())
+
+    def forward(self, tokens):
+        return self.head(self.token(tokens))
+
+
+@pytest.mark.parametrize("fisher_type", ["type-2", "empirical", "forward-only"])
+def test_tied_weight_has_the_partial_traces_of_its_uses(fisher_type):
+    data = [(torch.tensor([0, 3, 3, 1]), torch.randn(4, 5, dtype=D))]
+    tied, untied = (_of(_Linear(tied=is_tied), nn.MSELoss(), data) for is_tied in (1, 0))
+    options = {"fisher_type": fisher_type}
+    K = KFACLinearOperator(*tied.arguments, **options)
+    assert len(K.blocks) == 1
+    if fisher_type == "type-2":  # of which KFAC is exact
+        uses = dense_ggn(*untied.arguments)
+    else:
+        uses = KFACLinearOperator(*untied.arguments, **options).to_dense()
+    expected = (uses[:20, :20] + uses[20:, 20:]).reshape(5, 4, 5, 4)
+    block = K.to_dense().reshape(5, 4, 5, 4)
+    for trace in ("icjc->ij", "icid->cd"):
+        torch.testing.assert_close(
+            torch.einsum(trace, block), torch.einsum(trace, expected)
+        )
+
+
 def _dense_ggn(problem: Model) -> torch.Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         return dense_ggn(*problem.arguments)
@@ -145,7 +180,9 @@ def _nearest(block: torch.Tensor, rows: int) -> float:
     return float(torch.linalg.svdvals(rearranged)[1:].norm())
 
 
-@pytest.mark.parametrize("name", ["mlp", "weighted", "function", "tokens_second"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "weighted", "function", "tokens_second", "tied_head"]
+)
 def test_kfoc_is_the_nearest_product(name):
     problem = ZOO[name]()
     K = KFACLinearOperator(*problem.arguments)

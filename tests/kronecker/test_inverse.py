@@ -10,6 +10,7 @@ from torch import nn
 from torchlinop import (
     BlockDiagonalLinearOperator,
     CGInverseLinearOperator,
+    ConvergenceWarning,
     EKFACLinearOperator,
     GGNDiagonalLinearOperator,
     GGNLinearOperator,
@@ -130,6 +131,34 @@ def test_decomposed_once(monkeypatch):
             inverse = K.inverse(damping=damping, strategy=strategy)
             inverse.power(0.5).logdet()
     assert len(calls) == 4
+
+
+def test_decomposition_that_fails_in_single_precision(monkeypatch):
+    """It is made in float64, which is said, and the inverse is right."""
+    problem = ZOO["mlp"]()
+    problem.model.float()
+    data = [(X.float(), y) for X, y in problem.data]
+    K = KFACLinearOperator(problem.model, problem.loss, problem.model.parameters(), data)
+    eigh = torch.linalg.eigh
+
+    def fails(A):
+        if A.dtype == torch.float32 and len(A) == 3:
+            raise torch.linalg.LinAlgError("failed to converge")
+        return eigh(A)
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    assert set(K.precisions.values()) == {()}
+    match = r"Factor 0 of the Kronecker product \(3 x 3, .*\) failed in torch.float32 and"
+    with pytest.warns(ConvergenceWarning, match=match) as caught:
+        inverse = K.inverse(damping=0.1)
+    assert [w.filename for w in caught] == [__file__]
+    assert K.precisions == {
+        ("0.weight", "0.bias"): (torch.float32, torch.float32),
+        ("2.weight",): (torch.float64, torch.float32),
+    }
+    K.inverse(damping=0.2)  # no second decomposition, no second warning
+    expected = torch.linalg.inv(K.to_dense() + 0.1 * torch.eye(K.shape[0]))
+    torch.testing.assert_close(inverse.to_dense(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

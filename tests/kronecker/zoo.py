@@ -163,6 +163,35 @@ def recurrent() -> Model:
     return _of(_Recurrent(), nn.CrossEntropyLoss(), _labels((2, 3)))
 
 
+class _TiedHead(nn.Module):
+    """A language model whose head is its embedding, or again its transpose."""
+
+    def __init__(self, *, transposed: bool) -> None:
+        super().__init__()
+        self.token = nn.Embedding(5, 4)
+        self.inner = nn.Linear(4, 4)
+        self.transposed = transposed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.inner(self.token(tokens)).tanh()
+        x = F.linear(x, self.token.weight)
+        return (x if not self.transposed else x.sin() @ self.token.weight).flatten(0, 1)
+
+
+def _tied(*, transposed: bool) -> Model:
+    sizes, classes = (3, 2), 4 if transposed else 5
+    data = [(torch.randint(5, (n, 3)), torch.randint(classes, (3 * n,))) for n in sizes]
+    return _of(_TiedHead(transposed=transposed), nn.CrossEntropyLoss(), data)
+
+
+def tied_head() -> Model:
+    return _tied(transposed=False)
+
+
+def tied_transposed() -> Model:
+    return _tied(transposed=True)
+
+
 def function() -> Model:
     """Products written in several ways."""
     shapes = {
@@ -221,5 +250,6 @@ ZOO = {
     for make in (
         mlp, weighted, binary, convolutions, convolutions_in_place, tokens, tokens_second,
         cross_attention, recurrent, function, general_loss, one_number, root_mean_square,
+        tied_head, tied_transposed,
     )
 }  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchlinop import (
     BlockDiagonalLinearOperator,
+    ConvergenceWarning,
     DiagonalLinearOperator,
     EighLinearOperator,
     GGNLinearOperator,
@@ -191,7 +192,8 @@ def test_decomposition_is_tried_in_float64(monkeypatch):
 
     monkeypatch.setattr(torch.linalg, "eigh", fails_in_single)
     matrix = positive(4).float()
-    spectrum = spectrum_of(matrix, "a factor")
+    with pytest.warns(ConvergenceWarning, match=r"of a factor .4 x 4.* in torch.float64"):
+        spectrum = spectrum_of(matrix, "a factor")
     assert spectrum.precision == torch.float64
     assert spectrum.values.dtype == torch.float32
     torch.testing.assert_close(spectrum.matrix(), matrix)
@@ -200,8 +202,39 @@ def test_decomposition_is_tried_in_float64(monkeypatch):
         raise torch.linalg.LinAlgError("did not converge")
 
     monkeypatch.setattr(torch.linalg, "eigh", fails)
-    with pytest.raises(torch.linalg.LinAlgError, match=r"a factor .4 x 4.* torch.float64"):
+    with (
+        pytest.warns(ConvergenceWarning, match="failed in torch.float32"),
+        pytest.raises(torch.linalg.LinAlgError, match=r"a factor .4 x 4.* torch.float64"),
+    ):
         spectrum_of(matrix, "a factor")
+
+
+@pytest.mark.parametrize("ranks", [(2, 5), (2, 1), (4, 0)])
+def test_inverses_of_singular_products_leave_the_kernel_out(ranks):
+    factors = []
+    for n, rank in zip((4, 5), ranks, strict=True):
+        half = random(n, rank, seed=n)
+        factors.append(half @ half.T)
+    K = KroneckerLinearOperator(*factors)
+    dense = torch.kron(*factors)
+    eye = torch.eye(20).double()
+    inverse = K.inverse(damping=0.3)
+    assert inverse._range.vectors.shape[1] == ranks[0] * max(ranks[1], 1)
+    expected = torch.linalg.inv(dense + 0.3 * eye)
+    for result, matrix in (
+        (inverse, expected),
+        (inverse.power(0.5) @ inverse.power(0.5), expected),
+        (inverse + K.inverse(damping=2), expected + torch.linalg.inv(dense + 2 * eye)),
+        (3 * inverse @ inverse, 3 * expected @ expected),
+        (inverse + K.with_eigenvalues(torch.arange(20.0)), None),
+    ):
+        assert type(result) is type(inverse)
+        X = random(20, 3)
+        Q = result.eigenvectors.to_dense()
+        if matrix is None:
+            matrix = Q @ result.eigenvalues().diag() @ Q.T
+        torch.testing.assert_close(result @ X, matrix @ X)
+        torch.testing.assert_close(result @ X[:, 0], matrix @ X[:, 0])
 
 
 def test_singular_matrices_are_refused():

@@ -100,6 +100,25 @@ class MatrixPlan(BlockPlan):
 
 
 @dataclass(frozen=True)
+class TiedPlan(BlockPlan):
+    """A matrix that is used in several ways, each of which makes other factors.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of the matrix.
+    parts : tuple of MatrixPlan
+        The uses of each kind: as it is or transposed, of vectors or of indices.
+    """
+
+    rows: int = 0
+    columns: int = 0
+    parts: tuple[MatrixPlan, ...] = ()
+    #: rows of the block's matrix are rows of the parameter
+    transposed = False
+
+
+@dataclass(frozen=True)
 class VectorPlan(BlockPlan):
     """Scale and shift of normalizations, whose block is computed exactly.
 
@@ -217,16 +236,18 @@ def _contradiction(uses: Sequence[Use], index: int) -> str | None:
         return f"is used in several ways ({_functions(uses)}), which make no block"
     if True in roles and isinstance(uses[0], MatrixUse):
         matrices = [use for use in uses if isinstance(use, MatrixUse)]
-        if len({use.transposed for use in matrices}) > 1:
-            return (
-                f"is used as a matrix and as its transpose ({_functions(uses)}), which "
-                "make no single Kronecker product"
-            )
-        if len({(use.groups, isinstance(use, EmbeddingUse)) for use in matrices}) > 1:
+        groups = {use.groups for use in matrices}
+        if len(groups) > 1 or (len(_kinds(matrices)) > 1 and groups != {1}):
             return (
                 f"is used in several ways ({_functions(uses)}), which make no single block"
             )
     return None
+
+
+def _kinds(uses: Iterable[MatrixUse]) -> list[tuple[bool, bool]]:
+    """Return in which ways a matrix is used: whether transposed, whether by indices."""
+    kinds = ((use.transposed, isinstance(use, EmbeddingUse)) for use in uses)
+    return list(dict.fromkeys(kinds))
 
 
 def _functions(uses: Iterable[Use]) -> str:
@@ -279,15 +300,34 @@ def _block(
             outputs=shape.numel(),
             inputs=1,
         )
+    matrices = [(i, use) for i, use in own if isinstance(use, MatrixUse)]
+    parts = []
+    for kind in _kinds(use for _, use in matrices):
+        chosen = [(i, use) for i, use in matrices if _kinds([use]) == [kind]]
+        parts.append(_matrix_plan(names, indices, chosen, shape))
+    if len(parts) == 1:
+        return parts[0]
+    rows, columns = shape[0], shape[1:].numel()
+    return TiedPlan(Group(names, indices, rows), numbers, rows, columns, tuple(parts))
+
+
+def _matrix_plan(
+    names: tuple[str, ...],
+    indices: tuple[int, ...],
+    uses: Sequence[tuple[int, MatrixUse]],
+    shape: torch.Size,
+) -> MatrixPlan:
+    """Describe uses of one kind, given with their numbers, of a weight of this shape."""
+    first, has_bias = uses[0][1], len(indices) > 1
     rows, columns = shape[0], shape[1:].numel()
     outputs, inputs = (columns, rows) if first.transposed else (rows, columns)
     return MatrixPlan(
         Group(names, indices, None if first.transposed else rows),
-        numbers,
+        tuple(i for i, _ in uses),
         transposed=first.transposed,
-        has_bias=bias is not None,
+        has_bias=has_bias,
         groups=first.groups,
         outputs=outputs // first.groups,
-        inputs=inputs + (bias is not None),
+        inputs=inputs + has_bias,
         indexed=isinstance(first, EmbeddingUse),
     )

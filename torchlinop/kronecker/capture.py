@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
+from torchlinop.autodiff.rules.normalizations import RULES as NORMALIZATIONS
 from torchlinop.kronecker.rules import RULES, Parameter
 from torchlinop.kronecker.uses import Use
 
@@ -75,12 +76,12 @@ class Capture(InterruptibleMode):
         """Call a function, and note what it does with parameters."""
         given = [self._known[id(a)] for a in _flat(args, kwargs) if id(a) in self._known]
         if not given:
-            return func(*args, **kwargs)
+            return _call(func, args, kwargs)
         if func is F.multi_head_attention_forward:
             return self._look_inside(func, args, kwargs)
         rule = RULES.get(func)
         use = None if rule is None else rule(self.find, *args, **kwargs)
-        result = func(*args, **kwargs)
+        result = _call(func, args, kwargs)
         if use is not None:
             use.record(_name(func), result)
             self.uses.append(use)
@@ -131,6 +132,15 @@ class Capture(InterruptibleMode):
         with in_force(inner):
             code = FunctionType(func.__code__, names, argdefs=func.__defaults__)
             return code(*args, **kwargs)
+
+
+def _call(func: Callable, args: tuple, kwargs: dict) -> Any:
+    """Call a function; batch norm in evaluation mode as the affine function that it is."""
+    if func is F.batch_norm:
+        result = NORMALIZATIONS[func](*args, **kwargs)
+        if result is not NotImplemented:
+            return result
+    return func(*args, **kwargs)
 
 
 def _flat(args: tuple, kwargs: dict) -> Iterator[Any]:

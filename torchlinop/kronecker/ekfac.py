@@ -9,12 +9,13 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
-from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan
+from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, TiedPlan
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
 from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
 from torchlinop.kronecker.sample_gradients import SampleGradients
 from torchlinop.kronecker.seeds import FisherType
 from torchlinop.kronecker.settings import Settings
+from torchlinop.kronecker.tied import TiedGradients, gradients_of
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,
@@ -106,11 +107,9 @@ class EKFACLinearOperator(BlockwiseLinearOperator):
             with torch.no_grad():
                 for gradients in look.evaluation.gradients():
                     for basis, plan in zip(bases, look.blocks, strict=True):
-                        if isinstance(plan, MatrixPlan):
-                            sample = SampleGradients(
-                                plan, look.evaluation, gradients, weights
-                            )
-                            basis.add(sample)
+                        own = gradients_of(plan, look.evaluation, gradients, weights)
+                        if own is not None:
+                            basis.add(own)
             del look
         return result.operator(risk, [basis.operator() for basis in bases])
 
@@ -142,13 +141,13 @@ class _Basis:
 
     def _basis(self, *, of_outputs: bool) -> Tensor | None:
         plan = self._plan
-        assert isinstance(plan, MatrixPlan)
+        assert isinstance(plan, (MatrixPlan, TiedPlan))
         place = int(of_outputs == plan.transposed)
         vectors = [part.spectra()[place].vectors for part in self._parts]
         found = [v for v in vectors if v is not None]
         return torch.stack(found) if found else None
 
-    def add(self, sample: SampleGradients) -> None:
+    def add(self, sample: SampleGradients | TiedGradients) -> None:
         """Add the squared gradients at some seeds."""
         squares = sample.squares(
             self._basis(of_outputs=True), self._basis(of_outputs=False)
@@ -158,7 +157,7 @@ class _Basis:
     def operator(self) -> StructuredLinearOperator:
         """Return the block with the corrected eigenvalues."""
         plan = self._plan
-        if not isinstance(plan, MatrixPlan):  # exact already
+        if not isinstance(plan, (MatrixPlan, TiedPlan)):  # exact already
             return self._parts[0]
         assert self._squares is not None
         groups = []

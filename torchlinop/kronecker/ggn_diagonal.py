@@ -9,12 +9,12 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
-from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
+from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan
 from torchlinop.kronecker.ekfac import require_gradients
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import assemble, looks, uncovered_diagonal
-from torchlinop.kronecker.sample_gradients import SampleGradients
+from torchlinop.kronecker.passes import Look, assemble, looks, uncovered_diagonal
 from torchlinop.kronecker.settings import Settings, Uncovered
+from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,
@@ -92,11 +92,7 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
             with torch.no_grad():
                 for gradients in look.evaluation.gradients():
                     for i, plan in enumerate(look.blocks):
-                        if isinstance(plan, MatrixPlan):
-                            squares = _matrix(plan, look, gradients, weights)
-                        else:
-                            assert isinstance(plan, VectorPlan)
-                            squares = _vector(plan, look, gradients, weights)
+                        squares = _squares(plan, look, gradients, weights)
                         totals[i] = totals[i] + squares if i in totals else squares
             uncovered.add(look.evaluation)
             del look
@@ -107,12 +103,14 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
         return assemble(risk, groups, blocks, uncovered)
 
 
-def _matrix(plan: MatrixPlan, look: Any, gradients: list[Tensor], like: Tensor) -> Tensor:
-    squares = SampleGradients(plan, look.evaluation, gradients, like).squares(None, None)
-    return (squares.mT if plan.transposed else squares).reshape(-1)
-
-
-def _vector(plan: VectorPlan, look: Any, gradients: list[Tensor], like: Tensor) -> Tensor:
+def _squares(plan: BlockPlan, look: Look, gradients: list[Tensor], like: Tensor) -> Tensor:
+    """Sum over samples and seeds of squared gradients, in the order of the parameters."""
     evaluation = look.evaluation
-    v = plan.sample_gradients(gradients, evaluation.uses, evaluation.places)
-    return v.to(like.dtype).square().sum((0, 1))
+    if isinstance(plan, VectorPlan):
+        v = plan.sample_gradients(gradients, evaluation.uses, evaluation.places)
+        return v.to(like.dtype).square().sum((0, 1))
+    own = gradients_of(plan, evaluation, gradients, like)
+    assert own is not None
+    squares = own.squares(None, None)
+    is_transposed = isinstance(plan, MatrixPlan) and plan.transposed
+    return (squares.mT if is_transposed else squares).reshape(-1)

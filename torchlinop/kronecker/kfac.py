@@ -31,10 +31,11 @@ class KFACLinearOperator(BlockwiseLinearOperator):
 
     Layers are recognized by the calls of torch functions, not by modules: ``linear``,
     ``@``, ``addmm``, convolutions, ``embedding``, normalizations, attention; plain
-    functions are covered, and weights that are used several times in the same way. A
-    weight tied between an embedding and a head, or used as a matrix and as its transpose,
-    has no Kronecker block and is ``uncovered``. The factors are computed when the operator
-    is built and after a change of parameters or data.
+    functions are covered, and weights that are used several times. Of a weight that is tied
+    between an embedding and a head, or used as a matrix and as its transpose, the block is
+    the Kronecker product with the partial traces of the sum over both uses; one of its
+    factors is vocabulary times vocabulary. The factors are computed when the operator is
+    built and after a change of parameters or data.
 
     Parameters
     ----------

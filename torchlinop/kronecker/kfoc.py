@@ -9,12 +9,11 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
-from torchlinop.kronecker.blocks import MatrixPlan
 from torchlinop.kronecker.ekfac import require_gradients
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
 from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
-from torchlinop.kronecker.sample_gradients import SampleGradients
 from torchlinop.kronecker.settings import Settings
+from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import BlockDiagonalLinearOperator
 
@@ -141,9 +140,10 @@ def _half_step(
         with torch.no_grad():
             for gradients in look.evaluation.gradients():
                 for i, factor in fixed.items():
-                    plan = look.blocks[i]
-                    assert isinstance(plan, MatrixPlan)
-                    sample = SampleGradients(plan, look.evaluation, gradients, weights)
+                    sample = gradients_of(
+                        look.blocks[i], look.evaluation, gradients, weights
+                    )
+                    assert sample is not None
                     own = (
                         sample.output_moment(factor)
                         if of_outputs

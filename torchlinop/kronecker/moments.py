@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Iterator
 
@@ -11,11 +12,14 @@ from torch import Tensor
 from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
 from torchlinop.kronecker.evaluation import Evaluation
 from torchlinop.kronecker.seeds import FisherType
+from torchlinop.kronecker.uses import ConvolutionUse
 
 #: most bytes of inputs that are made at once
 _CHUNK = 8 << 20
 #: larger Gram matrices are computed in four parts, of which one follows from another
-_SPLIT = 256
+_SPLIT = 160
+#: up to this size triangles are mirrored at once
+_WHOLE = 520
 
 
 class WeightSharing(enum.StrEnum):
@@ -58,27 +62,54 @@ class MatrixMoments:
     def add_inputs(self, plan: MatrixPlan, batch: Evaluation, weights: Tensor) -> None:
         """Add a batch's inputs: of each sample the mean over its positions, weighted."""
         samples = len(weights)
+        use = batch.uses[plan.uses[0]]
+        if (
+            len(plan.uses) == 1
+            and plan.has_weight
+            and not self._reduce
+            and isinstance(use, ConvolutionUse)
+            and use.slides(batch.places[plan.uses[0]])
+        ):
+            self._add_moments(plan, use, weights)
+            return
         entries = sum(batch.uses[i].shape.numel() for i in plan.uses)
         positions = entries // (samples * plan.outputs * plan.groups) + 1
         each = positions * plan.inputs * plan.groups
+        # a column of ones is known without being multiplied
+        bare = dataclasses.replace(plan, has_bias=False) if plan.has_weight else plan
         for part in sample_slices(samples, each * weights.element_size()):
-            a = plan.input_vectors(batch.uses, batch.places, part, weights)
+            a = bare.input_vectors(batch.uses, batch.places, part, weights)
             if plan.indexed:
                 self._add_indices(a[0], weights[part])
             else:
-                self._add_rows(a.to(weights.dtype), weights[part])
+                ones = plan.has_weight and plan.has_bias
+                self._add_rows(a.to(weights.dtype), weights[part], ones=ones)
 
-    def _add_rows(self, a: Tensor, weights: Tensor) -> None:
+    def _add_moments(self, plan: MatrixPlan, use: ConvolutionUse, weights: Tensor) -> None:
+        samples = len(weights)
+        positions = torch.Size(use.positions).numel() // samples
+        scale, scales = _scales(weights / positions)
+        each = weights.element_size() * use.entries_of_sample
+        for part in sample_slices(samples, each):
+            own = None if scales is None else scales[part]
+            moment = use.moment(part, own, weights.dtype, ones=plan.has_bias)
+            self.inputs.add_(moment, alpha=scale)
+
+    def _add_rows(self, a: Tensor, weights: Tensor, *, ones: bool = False) -> None:
         if self._reduce:
             a = a.mean(2, keepdim=True)
-        shares = weights / a.shape[2]
-        scale = 1.0
-        if bool((shares == shares[0]).all()):
-            scale = shares[0].item()
-        else:
-            a = a * shares.sqrt().view(1, -1, 1, 1)
-        rows = a.flatten(1, 2)
-        _add_gram(self.inputs, rows, scale)
+        scale, scales = _scales(weights / a.shape[2])
+        if scales is not None:
+            a = a * scales.view(1, -1, 1, 1)
+        rows, d = a.flatten(1, 2), a.shape[-1]
+        _add_gram(self.inputs[:, :d, :d], rows, scale)
+        if ones:
+            if scales is None:
+                sums = rows.sum(1)
+            else:
+                sums = scales.repeat_interleave(a.shape[2]) @ rows
+            self.inputs[:, :d, d] += scale * sums
+            self.inputs[:, d, d] += weights.sum()
 
     def _add_indices(self, index: Tensor, weights: Tensor) -> None:
         count = index.shape[1]
@@ -110,7 +141,9 @@ class MatrixMoments:
         inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
         return inputs.isfinite().all() & _diagonals(self.outputs).isfinite().all()
 
-    def factors(self, weight: float, fisher_type: FisherType) -> tuple[Tensor, Tensor]:
+    def factors(
+        self, plan: MatrixPlan, weight: float, fisher_type: FisherType
+    ) -> tuple[Tensor, Tensor]:
         """Return the factors ``(G, d, d)`` of inputs and of output gradients.
 
         Parameters
@@ -124,6 +157,13 @@ class MatrixMoments:
         if fisher_type is FisherType.FORWARD_ONLY:
             return inputs, torch.ones_like(self.outputs[..., 0])
         return inputs, _symmetric(self.outputs, 1.0)
+
+
+def _scales(shares: Tensor) -> tuple[float, Tensor | None]:
+    """Return a common factor of second moments, or one for the rows of each sample."""
+    if bool((shares == shares[0]).all()):
+        return shares[0].item(), None
+    return 1.0, shares.sqrt()
 
 
 def _diagonals(matrices: Tensor) -> Tensor:
@@ -143,9 +183,21 @@ def _add_gram(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
 
 
 def _symmetric(triangles: Tensor, weight: float) -> Tensor:
-    """Make symmetric matrices of upper triangles, divided by a weight."""
-    whole = triangles.triu().add_(triangles.triu(1).mT)
-    return whole if weight == 1 else whole.div_(weight)
+    """Make symmetric matrices of upper triangles, in place, and divide by a weight."""
+    _mirror(triangles)
+    return triangles if weight == 1 else triangles.div_(weight)
+
+
+def _mirror(whole: Tensor) -> None:
+    """Copy the upper triangles of ``(G, d, d)`` to the lower ones."""
+    d = whole.shape[-1]
+    if d <= _WHOLE:
+        whole.copy_(whole.triu() + whole.triu(1).mT)
+        return
+    half = d // 2
+    _mirror(whole[:, :half, :half])
+    _mirror(whole[:, half:, half:])
+    whole[:, half:, :half] = whole[:, :half, half:].mT
 
 
 class VectorMoment:

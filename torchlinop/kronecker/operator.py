@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -21,7 +21,11 @@ from torchlinop.kronecker.damping import damped_inverse
 from torchlinop.kronecker.settings import Settings
 from torchlinop.kronecker.storage import REMEDY, load_matrix, save_matrix
 from torchlinop.sources import EmpiricalRisk
-from torchlinop.structured import BlockDiagonalLinearOperator, StructuredLinearOperator
+from torchlinop.structured import (
+    BlockDiagonalLinearOperator,
+    KroneckerLinearOperator,
+    StructuredLinearOperator,
+)
 
 
 class BlockwiseLinearOperator(StructuredLinearOperator):
@@ -183,6 +187,15 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         groups = matrix.layout.groups  # type: ignore[attr-defined]
         return {g.names: b for g, b in zip(groups, matrix.blocks, strict=True)}
 
+    @property
+    def precisions(self) -> dict[tuple[str, ...], tuple[torch.dtype, ...]]:
+        """In which dtypes the factors of each block were decomposed, as far as they are.
+
+        float64 where the operator is float32: there the decomposition had failed in
+        float32, which was a warning. Nothing is noted of EKFAC's bases.
+        """
+        return {names: tuple(_precisions(block)) for names, block in self.blocks.items()}
+
     def _apply(self, x: Tensor) -> Tensor:
         return self._current()._product(x)
 
@@ -255,11 +268,25 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
             A damped factor is singular (the error gives its smallest eigenvalue), or the
             strategy is unknown.
 
+        Warns
+        -----
+        ConvergenceWarning
+            The float32 decomposition of a factor has failed, and a float64 one is used;
+            :attr:`precisions` says of which blocks.
+
         References
         ----------
         Martens and Grosse (2015), section 6.3
         """
         return damped_inverse(self._current(), damping, strategy, min_damping)
+
+
+def _precisions(block: TorchLinearOperator) -> Iterator[torch.dtype]:
+    if isinstance(block, BlockDiagonalLinearOperator):  # groups
+        for part in block.blocks:
+            yield from _precisions(part)
+    elif isinstance(block, KroneckerLinearOperator):
+        yield from (spectrum.precision for spectrum in block.known_spectra() or ())
 
 
 def _space_of(facts: dict[str, Any], matrix: BlockDiagonalLinearOperator) -> ParameterSpace:

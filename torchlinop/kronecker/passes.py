@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from torchlinop.autodiff.experience import Experience
-from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan, plan_blocks
+from torchlinop.kronecker.blocks import (
+    BlockPlan,
+    MatrixPlan,
+    TiedPlan,
+    VectorPlan,
+    plan_blocks,
+)
 from torchlinop.kronecker.evaluation import Evaluation
 from torchlinop.kronecker.layout import Group, ParameterLayout
 from torchlinop.kronecker.moments import MatrixMoments, UncoveredDiagonal, VectorMoment
+from torchlinop.kronecker.places import Axis
 from torchlinop.kronecker.seeds import FisherType, SeedSource
 from torchlinop.kronecker.settings import Settings, Uncovered
+from torchlinop.kronecker.tied import TiedMoments
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,
@@ -22,6 +31,15 @@ from torchlinop.structured import (
     KroneckerLinearOperator,
     StructuredLinearOperator,
 )
+
+#: where the samples were found to be, and in which look at model and data: a backward pass
+#: that further passes do without
+_found: WeakKeyDictionary[EmpiricalRisk, tuple[int, Sequence[Axis | None]]] = (
+    WeakKeyDictionary()
+)
+
+
+Moment = MatrixMoments | TiedMoments | VectorMoment
 
 
 @dataclass
@@ -55,7 +73,10 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
     if settings.fisher_type is FisherType.MC:
         risk.batches.require_order()
     source = SeedSource(risk, settings.fisher_type, settings.mc_samples, settings.seed)
-    state, axes, groups = Experience(), None, None
+    state, groups = Experience(), None
+    look_number, axes = _found.get(risk, (-1, None))
+    if look_number != risk.looks:
+        axes = None
     for batch in risk.batches:
         evaluation = Evaluation(risk, batch, source, state, axes)
         plan = plan_blocks(
@@ -72,6 +93,8 @@ def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
             )
         groups = own
         axes = evaluation.axes
+        if axes is not None:
+            _found[risk] = risk.looks, axes
         look = Look(batch.position, evaluation, plan.blocks, sorted(plan.uncovered))
         del evaluation, batch  # not kept while the next batch is evaluated
         yield look
@@ -109,7 +132,7 @@ class KFACBlock:
         """Return the block as an operator."""
         if self.matrix is not None:
             return KroneckerLinearOperator(self.matrix)
-        assert isinstance(self.plan, MatrixPlan)
+        assert isinstance(self.plan, (MatrixPlan, TiedPlan))
         assert self.inputs is not None
         assert self.outputs is not None
         groups = []
@@ -156,7 +179,7 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
     ValueError
         A factor is not finite; the error names its layer and the batch.
     """
-    moments: list[MatrixMoments | VectorMoment] = []
+    moments: list[Moment] = []
     uncovered: UncoveredDiagonal | None = None
     plans: list[BlockPlan] = []
     total = 0.0
@@ -172,7 +195,7 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
         pairs = list(zip(moments, look.blocks, strict=True))
         with torch.no_grad():
             for moment, plan in pairs:
-                if forward_only or isinstance(moment, MatrixMoments):
+                if forward_only or not isinstance(moment, VectorMoment):
                     moment.add_inputs(plan, batch, weights)  # type: ignore[arg-type]
             for gradients in batch.gradients():
                 for moment, plan in pairs:
@@ -184,8 +207,8 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
     total = total or 1.0
     blocks = []
     for moment, plan in zip(moments, plans, strict=True):
-        if isinstance(moment, MatrixMoments):
-            inputs, outputs = moment.factors(total, settings.fisher_type)
+        if not isinstance(moment, VectorMoment):
+            inputs, outputs = moment.factors(plan, total, settings.fisher_type)  # type: ignore[arg-type]
             blocks.append(KFACBlock(plan, inputs, outputs))
         else:
             matrix = moment.matrix(total, settings.fisher_type)
@@ -202,18 +225,16 @@ def uncovered_diagonal(risk: EmpiricalRisk, indices: list[int]) -> UncoveredDiag
     return UncoveredDiagonal(indices, like)
 
 
-def _moment(
-    plan: BlockPlan, settings: Settings, like: Tensor
-) -> MatrixMoments | VectorMoment:
+def _moment(plan: BlockPlan, settings: Settings, like: Tensor) -> Moment:
+    if isinstance(plan, TiedPlan):
+        return TiedMoments(plan, settings.weight_sharing, like)
     if isinstance(plan, MatrixPlan):
         return MatrixMoments(plan, settings.weight_sharing, like)
     assert isinstance(plan, VectorPlan)
     return VectorMoment(plan, like)
 
 
-def _require_finite(
-    moments: list[MatrixMoments | VectorMoment], plans: list[BlockPlan], position: int
-) -> None:
+def _require_finite(moments: list[Moment], plans: list[BlockPlan], position: int) -> None:
     finite = torch.stack([moment.finite() for moment in moments]) if moments else None
     if finite is not None and not bool(finite.all()):
         first = int((~finite).nonzero()[0])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchlinop.kronecker.patches import Window
 from torchlinop.kronecker.uses import (
     ConvolutionUse,
     EmbeddingUse,
@@ -138,11 +139,13 @@ def _convolution(
         W.position,
         None if b is None else b.position,
         input,
-        kernel=kernel,
-        stride=_each(stride, n),
-        padding=_pads(padding, kernel, dilations),
-        dilation=dilations,
-        groups=groups,
+        Window(
+            kernel=kernel,
+            stride=_each(stride, n),
+            padding=_pads(padding, kernel, dilations),
+            dilation=dilations,
+            groups=groups,
+        ),
     )
 
 

@@ -94,18 +94,35 @@ class SampleGradients:
                 total = total + torch.einsum("gskoi,gskoj->gij", product, M)
         return total
 
+    @property
+    def count(self) -> int:
+        """Number of seeds."""
+        return self._outputs.shape[0]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self._outputs.shape[2]
+
+    def whole(self, part: slice) -> Tensor:
+        """Return the gradients of some samples, ``(G, S, K, outputs, inputs)``."""
+        rows = self._matrices(self._outputs[:, :, part], self._inputs(part))
+        return rows.unflatten(2, (self.count, -1))
+
+    def _inputs(self, part: slice) -> Tensor:
+        plan, batch, like = self._plan, self._batch, self._like
+        a = plan.input_vectors(batch.uses, batch.places, part, like[part])
+        return a if plan.indexed else a.to(like.dtype)
+
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield output gradients ``(K, G, S', T, o)`` and inputs of some samples."""
-        plan, batch, like = self._plan, self._batch, self._like
-        count, samples = self._outputs.shape[0], self._outputs.shape[2]
-        positions = self._outputs.shape[3]
-        matrix = count * plan.outputs * plan.inputs if positions > 1 or plan.indexed else 0
-        each = plan.groups * (matrix + positions * plan.inputs) * like.element_size()
-        for part in sample_slices(samples, each):
-            a = plan.input_vectors(batch.uses, batch.places, part, like[part])
-            if not plan.indexed:
-                a = a.to(like.dtype)
-            yield self._outputs[:, :, part], a
+        plan, positions = self._plan, self._outputs.shape[3]
+        matrix = 0
+        if positions > 1 or plan.indexed:
+            matrix = self.count * plan.outputs * plan.inputs
+        entries = plan.groups * (matrix + positions * plan.inputs)
+        for part in sample_slices(self.samples, entries * self._like.element_size()):
+            yield self._outputs[:, :, part], self._inputs(part)
 
     def _matrices(self, g: Tensor, a: Tensor) -> Tensor:
         """Return ``M`` of shape ``(G, S, K outputs, inputs)``."""

@@ -12,13 +12,14 @@ at once, ``G`` groups of a convolution.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchlinop.kronecker.patches import Window
 from torchlinop.kronecker.places import Place
 
 
@@ -170,32 +171,17 @@ class ConvolutionUse(MatrixUse):
         Which parameters.
     x
         Input, ``(N, channels, *space)`` or without ``N``.
-    kernel, stride, padding, dilation
-        One number for each dimension of space; of the padding two.
-    groups
-        Number of groups.
+    window
+        How it is gone over.
     """
 
-    def __init__(
-        self,
-        weight: int,
-        bias: int | None,
-        x: Tensor,
-        *,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> None:
-        self.weight, self.bias, self.groups = weight, bias, groups
-        self._x = x.detach()
-        self._kernel, self._stride, self._dilation = kernel, stride, dilation
-        self._padding = padding
+    def __init__(self, weight: int, bias: int | None, x: Tensor, window: Window) -> None:
+        self.weight, self.bias, self.groups = weight, bias, window.groups
+        self._x, self._window = x.detach(), window
 
     @property
     def _batched(self) -> bool:
-        return len(self.shape) == len(self._kernel) + 2
+        return len(self.shape) == len(self._window.kernel) + 2
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -209,7 +195,7 @@ class ConvolutionUse(MatrixUse):
     def inputs(self, place: Place, samples: slice) -> Tensor:
         in_space = place.axis is not None and (place.axis.dim > 0 or not self._batched)
         x = self._x if in_space else place.narrow(self._x, samples)
-        patches = self._patches(x if self._batched else x.unsqueeze(0))
+        patches = self._window.patches(x if self._batched else x.unsqueeze(0))
         if not self._batched:
             patches = patches.squeeze(0)
         part = place.of(samples)
@@ -218,19 +204,34 @@ class ConvolutionUse(MatrixUse):
         rows = part.rows(patches, 0)  # (S, T, G d)
         return rows.unflatten(-1, (self.groups, -1)).permute(2, 0, 1, 3)
 
-    def _patches(self, x: Tensor) -> Tensor:
-        """What each output sees, ``(N, *space, G * channels / G * kernel)``."""
-        pads = [size for pair in reversed(self._padding) for size in pair]
-        if any(pads):
-            x = F.pad(x, pads)
-        n = len(self._kernel)
-        for i in range(n):
-            reach = self._dilation[i] * (self._kernel[i] - 1) + 1
-            x = x.unfold(2 + i, reach, self._stride[i])[..., :: self._dilation[i]]
-        # (N, channels, *space, *kernel); copied with space last, where memory is in order
-        space, kernel = range(2, 2 + n), range(2 + n, 2 + 2 * n)
-        columns = x.permute(1, *kernel, 0, *space).flatten(0, n)
-        return columns.movedim(0, -1)
+    def slides(self, place: Place) -> bool:
+        """Whether there is a shorter way to the inputs' second moment."""
+        one_each = place.axis is not None and place.axis.dim == 0 and self._batched
+        return one_each and len(self._x) == place.samples and self._window.slides(self._x)
+
+    @property
+    def entries_of_sample(self) -> int:
+        """About how many numbers :meth:`moment` keeps for a sample."""
+        width = torch.Size(self._window.kernel[1:]).numel()
+        return self._x[0].numel() * width
+
+    def moment(
+        self, samples: slice, scales: Tensor | None, dtype: torch.dtype, *, ones: bool
+    ) -> Tensor:
+        """Return the sum of the inputs' outer products, ``(G, d, d)``.
+
+        Parameters
+        ----------
+        samples
+            Which samples.
+        scales
+            With which their inputs are multiplied, ``(S,)``.
+        dtype
+            In which is computed.
+        ones
+            Whether inputs have one more entry, which is 1.
+        """
+        return self._window.moment(self._x[samples].to(dtype), scales, ones=ones)
 
 
 class VectorUse(Use):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,30 @@ from torchlinop.structured.base import (
     without_noise,
 )
 from torchlinop.structured.factored import FactoredMatrix
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where the eigenvalues of a Kronecker product's function are not all the same.
+
+    They are ``f(0)`` for all eigenvectors in the kernels of the factors, which come first
+    in each factor.
+
+    Attributes
+    ----------
+    vectors : FactoredMatrix
+        The other eigenvectors.
+    sizes, starts : tuple of int
+        How many eigenvectors each factor has, and the first one that is in ``vectors``.
+    """
+
+    vectors: FactoredMatrix
+    sizes: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def part(self, values: Tensor) -> Tensor:
+        """Return the eigenvalues of ``vectors``."""
+        return values.view(self.sizes)[tuple(slice(s, None) for s in self.starts)].flatten()
 
 
 class EighLinearOperator(StructuredLinearOperator):
@@ -79,14 +104,28 @@ class EighLinearOperator(StructuredLinearOperator):
         super().__init__((n, n), vectors.torch_dtype, vectors.device)
         self.eigenvectors = vectors
         self._values = values.to(values.new_empty(0, dtype=self.torch_dtype).real.dtype)
+        self._range: Range | None = None
 
     def eigenvalues(self) -> Tensor:
         """Return the eigenvalues in the order of the eigenvectors, shape ``(n,)``."""
         return self._values.clone()
 
+    def of_range(self, found: Range | None) -> EighLinearOperator:
+        """Return the same matrix, which is multiplied by way of the range."""
+        operator = EighLinearOperator(self._values, self.eigenvectors)
+        operator._range = found
+        return operator
+
     def _apply(self, x: Tensor) -> Tensor:
-        coordinates = self.eigenvectors._adjoint()._product(x)
-        return self.eigenvectors._product(self._values.unsqueeze(1) * coordinates)
+        if self._range is None:
+            return self._rotated(self.eigenvectors, self._values, x)
+        common = self._values[0]
+        values = self._range.part(self._values) - common
+        return self._rotated(self._range.vectors, values, x).add_(common * x)
+
+    def _rotated(self, vectors: TorchLinearOperator, values: Tensor, x: Tensor) -> Tensor:
+        coordinates = vectors._adjoint()._product(x)
+        return vectors._product(values.unsqueeze(1) * coordinates)
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
@@ -121,20 +160,24 @@ class EighLinearOperator(StructuredLinearOperator):
         values = self._values if damping else without_noise(self._values)
         return self._with(damped_inverse(values, damping, "The matrix"))
 
-    def _with(self, values: Tensor) -> EighLinearOperator:
-        return EighLinearOperator(values, self.eigenvectors)
+    def _with(
+        self, values: Tensor, other: EighLinearOperator | None = None
+    ) -> EighLinearOperator:
+        """Return a function of the eigenvalues, of another matrix's too."""
+        found = self._range if other is None or other._range is self._range else None
+        return EighLinearOperator(values, self.eigenvectors).of_range(found)
 
     def _has_vectors_of(self, other: EighLinearOperator) -> bool:
         return same_place(self, other) and other.eigenvectors is self.eigenvectors
 
     def _plus(self, other: TorchLinearOperator) -> TorchLinearOperator:
         if isinstance(other, EighLinearOperator) and self._has_vectors_of(other):
-            return self._with(self._values + other._values)
+            return self._with(self._values + other._values, other)
         return super()._plus(other)
 
     def _times(self, other: TorchLinearOperator) -> TorchLinearOperator:
         if isinstance(other, EighLinearOperator) and self._has_vectors_of(other):
-            return self._with(self._values * other._values)
+            return self._with(self._values * other._values, other)
         return super()._times(other)
 
     def _scaled(self, alpha: float | complex) -> TorchLinearOperator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -21,10 +22,13 @@ from torchlinop.structured.base import (
     total,
 )
 from torchlinop.structured.diagonal import DiagonalLinearOperator
-from torchlinop.structured.eigh import EighLinearOperator
+from torchlinop.structured.eigh import EighLinearOperator, Range
 from torchlinop.structured.factored import FactoredMatrix
 from torchlinop.structured.identity import IdentityLinearOperator
 from torchlinop.structured.spectrum import Spectrum, is_symmetric, spectrum_of
+
+#: share of eigenvectors outside of kernels below which the others are left out of products
+_FEW = 0.8
 
 
 class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
@@ -71,6 +75,7 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
         FactoredMatrix.__init__(self, factors)
         self._spectra = spectra
         self._vectors: FactoredMatrix | None = None
+        self._range: Range | None = None
         if spectra is not None:
             self._is_symmetric = True
 
@@ -181,7 +186,7 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
         """
         if damping:
             values = damped_inverse(self.eigenvalues(), damping, "The Kronecker product")
-            return self.with_eigenvalues(values)
+            return self.with_eigenvalues(values).of_range(self._find_range())
         self._require_square()
         if all(f.ndim == 1 or is_symmetric(f) for f in self.factors):
             return self.power(-1)
@@ -200,6 +205,23 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
             )
         return EighLinearOperator(values, self._vectors)
 
+    def _find_range(self) -> Range | None:
+        """Return the eigenvectors that are in no factor's kernel, if they are few."""
+        if self._range is None:
+            spectra = self.spectra()
+            starts = [0 if s.vectors is None else _first_positive(s) for s in spectra]
+            sizes = [len(spectrum.values) for spectrum in spectra]
+            left = math.prod(n - s for n, s in zip(sizes, starts, strict=True))
+            if left > _FEW * math.prod(sizes):
+                return None
+            vectors = [
+                torch.ones_like(s.values) if s.vectors is None else s.vectors[:, start:]
+                for s, start in zip(spectra, starts, strict=True)
+            ]
+            thin = FactoredMatrix([v.contiguous() for v in vectors])
+            self._range = Range(thin, tuple(sizes), tuple(starts))
+        return self._range
+
     @classmethod
     def of_spectra(cls, spectra: Sequence[Spectrum]) -> Self:
         """Return the product of symmetric factors whose decompositions are known."""
@@ -217,6 +239,11 @@ class KroneckerLinearOperator(FactoredMatrix, StructuredLinearOperator):
                     "Only square factors have traces, determinants and inverses, got "
                     f"shape {tuple(factor.shape)}."
                 )
+
+
+def _first_positive(spectrum: Spectrum) -> int:
+    """Return how many zeros come first, at least one eigenvalue less than there are."""
+    return int((spectrum.values == 0).cumprod(0)[:-1].sum())
 
 
 def _as_factor(factor: Any) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from torchlinop._convergence import ConvergenceWarning, users_frame
 from torchlinop.structured.base import without_noise
 
 
@@ -59,6 +61,11 @@ def spectrum_of(matrix: Tensor, what: str) -> Spectrum:
         The matrix is not finite or not symmetric.
     torch.linalg.LinAlgError
         The decomposition fails in float64, too.
+
+    Warns
+    -----
+    ConvergenceWarning
+        It has failed in float32, and was made in float64.
     """
     if not torch.isfinite(matrix).all():
         raise ValueError(f"{what} has NaN or infinite entries, and no eigenvalues.")
@@ -92,6 +99,10 @@ def is_symmetric(matrix: Tensor) -> bool:
     return bool((matrix - matrix.mH).abs().max() <= rounding)
 
 
+def _noise(matrix: Tensor) -> float:
+    return len(matrix) * torch.finfo(matrix.dtype).eps
+
+
 def _eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, torch.dtype]:
     try:
         values, vectors = torch.linalg.eigh(matrix)
@@ -100,6 +111,16 @@ def _eigh(matrix: Tensor, what: str) -> tuple[Tensor, Tensor, torch.dtype]:
     except torch.linalg.LinAlgError:
         pass
     wide = torch.complex128 if matrix.is_complex() else torch.float64
+    if matrix.dtype != wide:
+        warnings.warn(
+            f"The eigendecomposition of {what} ({len(matrix)} x {len(matrix)}, largest "
+            f"entry {matrix.abs().max().item():.3e}) failed in {matrix.dtype} and was made "
+            f"in {wide}; its eigenvalues below about {_noise(matrix):.1e} of the largest "
+            "are rounding of the matrix itself. Damp more than that, or compute the "
+            "matrix in double precision.",
+            ConvergenceWarning,
+            stacklevel=users_frame(),
+        )
     try:
         values, vectors = torch.linalg.eigh(matrix.to(wide))
     except torch.linalg.LinAlgError as error:

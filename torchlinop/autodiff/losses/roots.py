@@ -47,15 +47,34 @@ def diagonal_root(diagonal: Tensor, dim: int | None) -> HessianRoot:
 
 
 def softmax_root(p: Tensor, total: Tensor, dim: int) -> HessianRoot:
-    r"""Root of :math:`t\,(\operatorname{diag} p - p p^\top)`."""
+    r"""Root of :math:`t\,(\operatorname{diag} p - p p^\top)`, one column less than classes.
+
+    Its Cholesky factor: with :math:`q_c = \sum_{k > c} p_k`, column ``c`` is zero before,
+    :math:`r_c = \sqrt{t\, p_c q_c / (p_c + q_c)}` at, and :math:`-r_c p_k / q_c` after the
+    entry ``c``; the last one is zero.
+    """
+    dim = dim % p.ndim
+    classes = p.shape[dim]
+    # summed from the end, where small numbers are added to small ones
+    after = p.flip(dim).cumsum(dim).flip(dim)
 
     def column(c: int) -> Tensor:
-        root = (total * p.narrow(dim, c, 1)).sqrt()
-        column = -root * p
-        column.narrow(dim, c, 1).add_(root)
+        column = torch.zeros_like(p)
+        if c + 1 == classes:  # the only class
+            return column
+        own, rest = p.narrow(dim, c, 1), after.narrow(dim, c + 1, 1)
+        root = (total * own * _quotient(rest, after.narrow(dim, c, 1))).sqrt()
+        shares = _quotient(p.narrow(dim, c + 1, classes - c - 1), rest)
+        column.narrow(dim, c, 1).copy_(root)
+        column.narrow(dim, c + 1, classes - c - 1).copy_(-root * shares)
         return column
 
-    return HessianRoot(p.shape[dim], column)
+    return HessianRoot(max(1, classes - 1), column)
+
+
+def _quotient(a: Tensor, b: Tensor) -> Tensor:
+    """Divide; zero where the divisor is."""
+    return torch.where(b == 0, 0.0, a / b)
 
 
 def root_by_eigenvalues(
