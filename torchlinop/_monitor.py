@@ -204,7 +204,7 @@ class Monitor:
         log = self._log
         assert log is not None
         log.elapsed = perf_counter() - self._begin + self._earlier
-        if self._products:
+        if self._products and self._checkpoint is not None:
             self._save()
         if self._bar is not None:
             self._bar.close()
