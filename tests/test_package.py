@@ -32,6 +32,7 @@ LAYERS = [
     ["structured", "_joining", "_kept"],
     ["curvature", "estimate", "solve"],
     ["kronecker"],
+    ["gradients"],
     [
         "_blas",
         "reference",

@@ -16,8 +16,14 @@ from torchlinop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    NTKLinearOperator,
 )
 from torchlinop.curvature.gradient import gradient_and_loss
+from torchlinop.gradients import (
+    GradientCovarianceLinearOperator,
+    GradientSecondMomentLinearOperator,
+    per_sample_gradients,
+)
 from torchlinop.kronecker import (
     EKFACLinearOperator,
     GGNDiagonalLinearOperator,
@@ -70,6 +76,8 @@ __all__ = [
     "FisherMCLinearOperator",
     "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
+    "GradientCovarianceLinearOperator",
+    "GradientSecondMomentLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
     "JacobiPreconditioner",
@@ -80,6 +88,7 @@ __all__ = [
     "LSMRInverseLinearOperator",
     "LowRankPlusDiagonalLinearOperator",
     "MINRESInverseLinearOperator",
+    "NTKLinearOperator",
     "NegativeCurvatureError",
     "NeumannInverseLinearOperator",
     "NystromPreconditioner",
@@ -103,6 +112,7 @@ __all__ = [
     "monitor",
     "multishift_cg",
     "neumann_scale",
+    "per_sample_gradients",
     "plot",
     "single_threaded_blas",
     "summary",

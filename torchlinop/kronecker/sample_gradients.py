@@ -94,6 +94,18 @@ class SampleGradients:
                 total = total + torch.einsum("gskoi,gskoj->gij", product, M)
         return total
 
+    def rows(self, samples: slice) -> Tensor:
+        """Return the gradients of some samples, ``(S, K, entries of the block)``."""
+        plan, batch = self._plan, self._batch
+        g = self._outputs[:, :, samples]
+        a = plan.input_vectors(batch.uses, batch.places, samples, self._like[samples])
+        if not plan.indexed:
+            a = a.to(self._like.dtype)
+        M = self._matrices(g, a).unflatten(2, (len(g), -1))  # (G, S, K, outputs, inputs)
+        if plan.transposed:
+            M = M.mT
+        return M.movedim(0, 2).flatten(2)
+
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield output gradients ``(K, G, S', T, o)`` and inputs of some samples."""
         plan, batch, like = self._plan, self._batch, self._like
