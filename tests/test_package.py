@@ -33,6 +33,7 @@ LAYERS = [
     ["curvature", "estimate", "solve"],
     ["kronecker"],
     ["gradients"],
+    ["posterior", "_influence"],
     [
         "_blas",
         "reference",

@@ -4,6 +4,7 @@ from torchlinop import estimate, plot, verify
 from torchlinop._blas import single_threaded_blas
 from torchlinop._convergence import ConvergenceWarning
 from torchlinop._cost import Cost, cost
+from torchlinop._influence import influence, self_influence
 from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._runlog import RunLog
@@ -31,6 +32,7 @@ from torchlinop.kronecker import (
     KFOCLinearOperator,
     StoredFileError,
 )
+from torchlinop.posterior import LaplacePosterior, Predictive, laplace
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -86,6 +88,7 @@ __all__ = [
     "KFOCLinearOperator",
     "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
+    "LaplacePosterior",
     "LowRankPlusDiagonalLinearOperator",
     "MINRESInverseLinearOperator",
     "NTKLinearOperator",
@@ -95,6 +98,7 @@ __all__ = [
     "Options",
     "ParameterSpace",
     "Preconditioner",
+    "Predictive",
     "RunLog",
     "SolveReport",
     "StoredFileError",
@@ -109,11 +113,14 @@ __all__ = [
     "cost",
     "estimate",
     "gradient_and_loss",
+    "influence",
+    "laplace",
     "monitor",
     "multishift_cg",
     "neumann_scale",
     "per_sample_gradients",
     "plot",
+    "self_influence",
     "single_threaded_blas",
     "summary",
     "verify",
