@@ -24,7 +24,7 @@ from torchlinop.kronecker.seeds import Rows, Seeds, rows_of
 from torchlinop.sources import EmpiricalRisk
 
 #: bytes of gradients that are made at once
-_CHUNK = 64 << 20
+_CHUNK = 8 << 20
 
 #: from a prediction and its batch to what is pulled back: the number of seeds, and seeds
 #: ``(K, *prediction.shape)`` by the first and last of their numbers
