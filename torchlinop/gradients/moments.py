@@ -99,8 +99,6 @@ class GradientSecondMomentLinearOperator(_GradientMoment):
     Attributes
     ----------
     space : ParameterSpace
-    blocks : dict
-        The blocks by the names of their parameters.
 
     Raises
     ------
@@ -148,8 +146,6 @@ class GradientCovarianceLinearOperator(_GradientMoment):
     Attributes
     ----------
     space : ParameterSpace
-    blocks : dict
-        The blocks by the names of their parameters.
 
     Raises
     ------

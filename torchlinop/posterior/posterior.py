@@ -60,7 +60,10 @@ class LaplacePosterior:
 
     @property
     def log_likelihood(self) -> float:
-        """Log-likelihood of the training data at the mean."""
+        """Log-likelihood of the training data at the mean.
+
+        For losses whose likelihood is not known minus the summed loss.
+        """
         return self._fit.log_likelihood(self.noise_variance)
 
     @property
