@@ -356,8 +356,13 @@ def test_refused():
     with pytest.raises(ValueError, match="has no noise variance"):
         posterior.tuned(["noise_variance"])
     indefinite = laplace(risk, -1 * GGNLinearOperator(risk), prior_precision=1e-3)
-    with pytest.raises(ValueError, match="a larger prior precision, or a curvature"):
-        indefinite.sample(1)
+    for use in (
+        lambda: indefinite.sample(1),
+        lambda: indefinite.covariance,
+        indefinite.log_marginal_likelihood,
+    ):
+        with pytest.raises(ValueError, match="Take a larger prior precision"):
+            use()
     with pytest.raises(ValueError, match="gaussian likelihood are not classes"):
         linear.posterior(GGNLinearOperator).predictive(linear.X).probit()
     with torch.no_grad():

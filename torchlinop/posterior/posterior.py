@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,20 +84,27 @@ class LaplacePosterior:
     @functools.cached_property
     def root(self) -> TorchLinearOperator:
         r"""The symmetric root :math:`\Sigma^{1/2} = (\tau H + \delta I)^{-1/2}`."""
-        try:
-            root = inverse_root(self._fit.curvature, self._damping)
-        except ValueError as error:
-            raise ValueError(
-                f"The posterior with prior precision {self.prior_precision:g} has no root: "
-                f"{error} For a posterior that is a larger prior precision, or a curvature "
-                "that is positive semi-definite (GGN, KFAC)."
-            ) from error
-        return self._scale**-0.5 * root
+        with self._explained():
+            return self._scale**-0.5 * inverse_root(self._fit.curvature, self._damping)
 
     @functools.cached_property
     def covariance(self) -> TorchLinearOperator:
         r"""The covariance :math:`\Sigma = (\tau H + \delta I)^{-1}`."""
-        return self._fit.curvature.inverse(damping=self._damping) / self._scale
+        with self._explained():
+            return self._fit.curvature.inverse(damping=self._damping) / self._scale
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Say what an error about a damped matrix means here."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(
+                "There is no normal distribution with prior precision "
+                f"{self.prior_precision:g}: {error} Here the damping is the prior "
+                "precision over the weight of the data. Take a larger prior precision, or "
+                "a positive semi-definite curvature (GGN, KFAC)."
+            ) from error
 
     def sample(self, num_samples: int, *, seed: int = 0) -> Tensor:
         """Draw parameters, shape ``(num_samples, dim)``.
@@ -141,11 +149,13 @@ class LaplacePosterior:
         https://doi.org/10.1162/neco.1992.4.3.415
         """
         dim, delta = self.space.dim, self.prior_precision
+        with self._explained():
+            determinant = logdet(self._fit.curvature, self._damping)
         half = 0.5 * (
             dim * math.log(delta)
             - delta * self.mean.double().square().sum().item()
             - dim * math.log(self._scale)
-            - logdet(self._fit.curvature, self._damping)
+            - determinant
         )
         return self.log_likelihood + half
 
