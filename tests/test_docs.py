@@ -58,6 +58,9 @@ def test_example_of_the_readme_runs():
             y = scope["G"] @ x + 1e-2 * x
             torch.testing.assert_close(y, scope["gradient"], rtol=0, atol=1e-3)
             assert scope["values"].shape == (5,)
+        elif "posterior" in scope:
+            assert scope["probabilities"].shape == (40, 2)
+            assert scope["scores"].shape == (40, 40)
         elif "eigenvalues" in scope:
             assert scope["eigenvalues"].shape == (10,)
         else:

@@ -33,6 +33,8 @@ LAYERS = [
     ["structured", "_joining", "_hosting", "_kept", "_checkpoint"],
     ["curvature", "estimate", "solve"],
     ["kronecker"],
+    ["gradients"],
+    ["posterior", "_influence"],
     [
         "_blas",
         "reference",

@@ -5,6 +5,7 @@ from torchlinop._blas import single_threaded_blas
 from torchlinop._checkpoint import Checkpoint
 from torchlinop._convergence import ConvergenceWarning
 from torchlinop._cost import Cost, cost
+from torchlinop._influence import influence, self_influence
 from torchlinop._monitor import monitor
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop._runlog import RunLog
@@ -17,8 +18,14 @@ from torchlinop.curvature import (
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    NTKLinearOperator,
 )
 from torchlinop.curvature.gradient import gradient_and_loss
+from torchlinop.gradients import (
+    GradientCovarianceLinearOperator,
+    GradientSecondMomentLinearOperator,
+    per_sample_gradients,
+)
 from torchlinop.kronecker import (
     EKFACLinearOperator,
     GGNDiagonalLinearOperator,
@@ -26,6 +33,7 @@ from torchlinop.kronecker import (
     KFOCLinearOperator,
     StoredFileError,
 )
+from torchlinop.posterior import LaplacePosterior, Predictive, laplace
 from torchlinop.solve import (
     CGInverseLinearOperator,
     CholeskyInverseLinearOperator,
@@ -72,6 +80,8 @@ __all__ = [
     "FisherMCLinearOperator",
     "GGNDiagonalLinearOperator",
     "GGNLinearOperator",
+    "GradientCovarianceLinearOperator",
+    "GradientSecondMomentLinearOperator",
     "HessianLinearOperator",
     "IdentityLinearOperator",
     "JacobiPreconditioner",
@@ -80,14 +90,17 @@ __all__ = [
     "KFOCLinearOperator",
     "KroneckerLinearOperator",
     "LSMRInverseLinearOperator",
+    "LaplacePosterior",
     "LowRankPlusDiagonalLinearOperator",
     "MINRESInverseLinearOperator",
+    "NTKLinearOperator",
     "NegativeCurvatureError",
     "NeumannInverseLinearOperator",
     "NystromPreconditioner",
     "Options",
     "ParameterSpace",
     "Preconditioner",
+    "Predictive",
     "RunLog",
     "SolveReport",
     "StoredFileError",
@@ -102,10 +115,14 @@ __all__ = [
     "cost",
     "estimate",
     "gradient_and_loss",
+    "influence",
+    "laplace",
     "monitor",
     "multishift_cg",
     "neumann_scale",
+    "per_sample_gradients",
     "plot",
+    "self_influence",
     "single_threaded_blas",
     "summary",
     "verify",

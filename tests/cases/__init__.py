@@ -21,6 +21,8 @@ from torchlinop import (
     EighLinearOperator,
     FisherMCLinearOperator,
     GGNLinearOperator,
+    GradientCovarianceLinearOperator,
+    GradientSecondMomentLinearOperator,
     HessianLinearOperator,
     IdentityLinearOperator,
     JacobianLinearOperator,
@@ -30,6 +32,7 @@ from torchlinop import (
     LSMRInverseLinearOperator,
     MINRESInverseLinearOperator,
     NeumannInverseLinearOperator,
+    NTKLinearOperator,
     NystromPreconditioner,
     SubmatrixLinearOperator,
     TorchLinearOperator,
@@ -42,6 +45,7 @@ from torchlinop.reference import (
     dense_jacobian,
 )
 
+from tests.gradients.reference import dense_gradients, dense_moment
 from tests.problems import binary, classification, regression
 from tests.solve.matrices import indefinite, positive
 
@@ -136,6 +140,47 @@ def jacobian(dtype):
 def jacobian_transposed(dtype):
     operator, dense = CASES["jacobian"](dtype)
     return operator.T, dense.T
+
+
+@_case
+def neural_tangent_kernel(dtype):
+    problem = regression(dtype=dtype)
+    K = NTKLinearOperator(problem.model, problem.params, problem.data)
+    model, _, params, data = _double(problem)
+    J = dense_jacobian(model, params, data).reshape(8, 2, -1)
+    return K, torch.einsum("ncp,mcp->nm", J, J)
+
+
+@_case
+def neural_tangent_kernel_of_two_data_sets(dtype):
+    problem = regression(dtype=dtype)
+    other = [(-X, y) for X, y in problem.data[:2]]
+    K = NTKLinearOperator(problem.model, problem.params, other, columns=problem.data)
+    model, _, params, data = _double(problem)
+    columns = dense_jacobian(model, params, data).reshape(8, 2, -1)
+    other = [(-X, y) for X, y in data[:2]]
+    rows = dense_jacobian(model, params, other).reshape(5, 2, -1)
+    return K, torch.einsum("ncp,mcp->nm", rows, columns)
+
+
+@_case
+def gradient_second_moment(dtype):
+    """Of a block of 24 parameters the gradients are kept, of one of 2 the matrix."""
+    problem = regression(dtype=dtype)
+    groups = {"first": ["0.weight", "0.bias", "2.weight"], "last": ["2.bias"]}
+    M = GradientSecondMomentLinearOperator(*problem.arguments, groups=groups)
+    dense = dense_moment(dense_gradients(*_double(problem)), centred=False)
+    dense[:24, 24:] = dense[24:, :24] = 0
+    return M, dense
+
+
+@_case
+def gradient_covariance(dtype):
+    problem = binary(dtype=dtype)
+    C = GradientCovarianceLinearOperator(*problem.arguments)
+    dense = dense_moment(dense_gradients(*_double(problem)), centred=True)
+    dense[:16, 16:] = dense[16:, :16] = 0
+    return C, dense
 
 
 @_case

@@ -4,6 +4,7 @@ from torchlinop.curvature.fisher import EFLinearOperator, FisherMCLinearOperator
 from torchlinop.curvature.ggn import GGNLinearOperator
 from torchlinop.curvature.hessian import HessianLinearOperator
 from torchlinop.curvature.jacobian import JacobianLinearOperator
+from torchlinop.curvature.ntk import NTKLinearOperator
 
 __all__ = [
     "EFLinearOperator",
@@ -11,4 +12,5 @@ __all__ = [
     "GGNLinearOperator",
     "HessianLinearOperator",
     "JacobianLinearOperator",
+    "NTKLinearOperator",
 ]

@@ -48,7 +48,7 @@ class JacobianLinearOperator(TorchLinearOperator):
     ----------
     space : ParameterSpace
         Order, names and shapes of the parameters in a vector.
-    output_shapes : list of torch.Size
+    output_shapes : tuple of torch.Size
         Shapes of the predictions, batch after batch.
 
     Examples
@@ -81,7 +81,8 @@ class JacobianLinearOperator(TorchLinearOperator):
             source.survey()
         source.batches.require_order()
         self.space = source.space
-        self.output_shapes = shapes = _output_shapes(source)
+        shapes = _output_shapes(source)
+        self.output_shapes = tuple(shapes)
         shape = (sum(map(math.prod, shapes)), self.space.dim)
         super().__init__(shape, self.space.dtype, self.space.device)
         self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(

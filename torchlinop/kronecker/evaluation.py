@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torchlinop.data import Batch
 from torchlinop.kronecker.capture import Capture
 from torchlinop.kronecker.places import Axis, Place
 from torchlinop.kronecker.samples import find_axes
-from torchlinop.kronecker.seeds import Seeds, SeedSource, random_seed, rows_of
+from torchlinop.kronecker.seeds import Seeds, random_seed, rows_of
 from torchlinop.sources import EmpiricalRisk
 
 #: a gradient keeps about this many times what the outputs take
@@ -56,7 +56,7 @@ class Evaluation:
         self,
         risk: EmpiricalRisk,
         batch: Batch,
-        seeds: SeedSource,
+        seeds: Callable[[Tensor, Batch], Seeds],
         state: Experience,
         known: Sequence[Axis | None] | None,
     ) -> None:

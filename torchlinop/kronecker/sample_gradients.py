@@ -109,6 +109,13 @@ class SampleGradients:
         rows = self._matrices(self._outputs[:, :, part], self._inputs(part))
         return rows.unflatten(2, (self.count, -1))
 
+    def rows(self, part: slice) -> Tensor:
+        """Return the gradients of some samples, ``(S, K, entries of the block)``."""
+        M = self.whole(part)
+        if self._plan.transposed:
+            M = M.mT
+        return M.movedim(0, 2).flatten(2)
+
     def _inputs(self, part: slice) -> Tensor:
         plan, batch, like = self._plan, self._batch, self._like
         a = plan.input_vectors(batch.uses, batch.places, part, like[part])

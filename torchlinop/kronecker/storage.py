@@ -20,6 +20,7 @@ from torchlinop.structured import (
     EighLinearOperator,
     FactoredMatrix,
     KroneckerLinearOperator,
+    LowRankPlusDiagonalLinearOperator,
     Spectrum,
     StructuredLinearOperator,
 )
@@ -112,6 +113,8 @@ def _written(block: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
             "values": _put(block.eigenvalues(), tensors),
             "vectors": [_put(factor, tensors) for factor in vectors.factors],
         }
+    if isinstance(block, LowRankPlusDiagonalLinearOperator):
+        return {"kind": "low rank", "parts": [_put(part, tensors) for part in block.parts]}
     assert isinstance(block, KroneckerLinearOperator)
     return {
         "kind": "kronecker",
@@ -137,6 +140,8 @@ def _read(part: dict[str, Any], tensors: dict[str, Tensor]) -> StructuredLinearO
     if kind == "eigh":
         vectors = FactoredMatrix([_square(tensors[name]) for name in part["vectors"]])
         return EighLinearOperator(tensors[part["values"]], vectors)
+    if kind == "low rank":
+        return LowRankPlusDiagonalLinearOperator(*(tensors[n] for n in part["parts"]))
     if kind != "kronecker":
         raise KeyError(kind)
     factors = [_square(tensors[name]) for name in part["factors"]]

@@ -133,14 +133,22 @@ class TiedGradients:
             torch.einsum("mri,mrj->ij", rows @ M, M).unsqueeze(0) for M in self._matrices()
         )
 
+    def rows(self, part: slice) -> Tensor:
+        """Return the gradients of some samples, ``(S, K, entries of the matrix)``."""
+        return self._whole(part).movedim(0, 2).flatten(2)
+
+    def _whole(self, part: slice) -> Tensor:
+        """Return ``(1, samples, seeds, rows, columns)``."""
+        return _total(
+            M.mT if transposed else M
+            for transposed, M in ((t, own.whole(part)) for t, own in self._kinds)
+        )
+
     def _matrices(self) -> Iterator[Tensor]:
         """Yield ``(matrices, rows, columns)``, those of some samples at a time."""
         seeds, samples = self._kinds[0][1].count, self._kinds[0][1].samples
         for part in sample_slices(samples, seeds * self._each):
-            yield _total(
-                (M.mT if transposed else M).flatten(0, 2)
-                for transposed, M in ((t, own.whole(part)) for t, own in self._kinds)
-            )
+            yield self._whole(part).flatten(0, 2)
 
 
 def _total(parts: Iterator[Tensor]) -> Tensor:

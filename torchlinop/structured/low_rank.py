@@ -75,6 +75,11 @@ class LowRankPlusDiagonalLinearOperator(StructuredLinearOperator):
         super().__init__((n, n), dtype, d.device)
         self._d, self._U, self._s = d.to(dtype), U.to(dtype), s.to(dtype)
 
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The diagonal, the factor and its weights."""
+        return self._d, self._U, self._s
+
     def _apply(self, x: Tensor) -> Tensor:
         low = self._U @ (self._s.unsqueeze(1) * (self._U.mT @ x))
         return low.add_(self._d.unsqueeze(1) * x)
@@ -96,7 +101,11 @@ class LowRankPlusDiagonalLinearOperator(StructuredLinearOperator):
 
     def slogdet(self) -> tuple[Tensor, Tensor]:
         """Return the determinant's sign and the logarithm of its absolute value."""
-        if bool((self._d == 0).any()):
+        zeros = int((self._d == 0).sum())
+        if zeros > len(self._s):  # the rank is less than n
+            sign = torch.zeros((), dtype=self.torch_dtype, device=self.device)
+            return sign, torch.full_like(sign, -torch.inf)
+        if zeros:
             return torch.linalg.slogdet(self.to_dense())
         sign, logabs = slogdet_of(self._d)
         capacitance = self._capacitance(self._d)
