@@ -28,7 +28,7 @@ LAYERS = [
         "autodiff",
         "data",
     ],
-    ["_door", "_algebra", "_foreign", "_operator", "sources"],
+    ["_door", "_algebra", "_foreign", "_operator", "distributed", "sources"],
     ["structured", "_joining", "_kept"],
     ["curvature", "estimate", "solve"],
     ["kronecker"],

@@ -45,6 +45,16 @@ def gradient_and_loss(
             [-1.]])], tensor(1.))
     """
     risk = EmpiricalRisk(model, loss_function, params, data, **options)
+    space = risk.space
+    like = torch.empty(0, dtype=space.dtype, device=space.device)
+    total = risk.options.ranks.sum(
+        lambda: _share(risk), like, (space.dim + 1,), "computing a gradient"
+    )
+    return space.split(total[:-1]), total[-1].clone()
+
+
+def _share(risk: EmpiricalRisk) -> Tensor:
+    """Return the flat gradient, and behind it the value, of this process's data."""
     leaves = risk.leaves()
     gradient = [torch.zeros_like(leaf) for leaf in leaves]
     loss = torch.zeros((), dtype=risk.space.dtype, device=risk.space.device)
@@ -55,10 +65,11 @@ def gradient_and_loss(
             if share == 0:  # every target of the batch is ignored
                 continue
         with recording(risk.space.device, rules=False):
-            value = share * loss_function(risk.predict(leaves, batch), batch.y)
+            value = share * risk.loss_function(risk.predict(leaves, batch), batch.y)
             parts = torch.autograd.grad(value, leaves, allow_unused=True)
         loss += value.detach()
         for total, part in zip(gradient, parts, strict=True):
             if part is not None:
                 total += part
-    return gradient, loss
+    flat = risk.space.join(gradient)
+    return torch.cat([flat, loss.reshape(1)])
