@@ -143,8 +143,8 @@ class _Session:
             )
         self._ranks = ranks
         self._operators = operators
-        self._like = torch.empty(0, dtype=operators[0].torch_dtype)
-        self._like = self._like.to(operators[0].device)
+        dtype, device = operators[0].torch_dtype, operators[0].device
+        self._like = torch.empty(0, dtype=dtype, device=device)
         #: length of the first message of each command, which fits into the shortest one
         self._first = _HEADER + min(min(A.shape) for A in operators)
         self._over = False
@@ -170,7 +170,7 @@ class _Session:
 
     def _send(self, command: int, index: int, x: Tensor) -> None:
         columns = x.shape[1] if x.ndim == 2 else 0
-        header = torch.tensor([command, index, columns], dtype=torch.int64)
+        header = torch.tensor([command, index, columns], device="cpu")
         size = max(self._first, _HEADER + x.numel())
         message = self._like.new_empty(size)
         message[:_HEADER] = header.to(message)
