@@ -175,7 +175,9 @@ class _Session:
         message = self._like.new_empty(size)
         message[:_HEADER] = header.to(message)
         message[_HEADER : _HEADER + x.numel()] = x.reshape(-1)
-        self._exchange(message, 0)
+        self._broadcast(message[: self._first])
+        if size > self._first:
+            self._broadcast(message[self._first :])
 
     # ------------------------------------------------------------ on the other ranks
 
@@ -184,7 +186,7 @@ class _Session:
         with self._ranks.line.interrupts.held():
             while True:
                 first = self._like.new_empty(self._first)
-                self._exchange(first, 0)
+                self._broadcast(first)
                 command, index, columns = map(int, first[:_HEADER].real.tolist())
                 if command == _STOP:
                     return self._leave(None)
@@ -195,23 +197,16 @@ class _Session:
                 if _HEADER + numel > self._first:
                     message = self._like.new_empty(_HEADER + numel)
                     message[: self._first] = first
-                    self._exchange(message, self._first)
+                    self._broadcast(message[self._first :])
                 x = message[_HEADER : _HEADER + numel].view(size, columns)
                 self._multiply(index, x, adjoint=adjoint)
 
     # -------------------------------------------------------------------- on all ranks
 
-    def _exchange(self, message: Tensor, done: int) -> None:
-        """Send a message, of which the first part was sent, or receive it."""
-        line = self._ranks.line
+    def _broadcast(self, part: Tensor) -> None:
+        """Send a part of a message, or receive it."""
         try:
-            if done == 0:
-                line.broadcast(message[: self._first], "waiting for rank 0")
-                done = self._first
-                if line.rank:
-                    return
-            if len(message) > done:
-                line.broadcast(message[done:], "waiting for rank 0")
+            self._ranks.line.broadcast(part, "waiting for rank 0")
         except BaseException:
             self._over = True
             raise
