@@ -29,7 +29,7 @@ LAYERS = [
         "autodiff",
         "data",
     ],
-    ["_door", "_algebra", "_foreign", "_operator", "sources"],
+    ["_door", "_algebra", "_foreign", "_operator", "distributed", "sources"],
     ["structured", "_joining", "_hosting", "_kept", "_checkpoint"],
     ["curvature", "estimate", "solve"],
     ["kronecker"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from torchlinop.autodiff.diagnose import explain, is_missing_derivative
 from torchlinop.autodiff.functional import Substitution, unwrapped, with_tensors
 from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.recording import EXCLUSIVE, recording
-from torchlinop.data import Batch, DataSource, Survey
+from torchlinop.data import Batch, DataSource, Survey, require_batches
+from torchlinop.distributed.sameness import Facts, facts_of, require_same
 from torchlinop.sources.checks import (
     mode_sensitive,
     renormalizes,
@@ -30,6 +31,8 @@ from torchlinop.sources.checks import (
 )
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
+
+Told = TypeVar("Told")
 
 
 class ModelOnData:
@@ -177,14 +180,18 @@ class ModelOnData:
 
     def survey(self) -> None:
         """Look at model and data anew, and check what was asked for."""
-        self.accept(self.look(self._prediction))
+        look, _ = self.look(self._prediction, lambda _: None, lambda: None)
+        self.accept(look)
 
     def look(
         self,
         evaluate: Callable[[Batch], dict[str, Tensor]],
-        visit: Callable[[Batch], None] | None = None,
-    ) -> Look:
+        visit: Callable[[Batch], None],
+        find: Callable[[], Told],
+    ) -> tuple[Look, list[Told]]:
         """Pass over the data and check what was asked for; nothing is changed by it.
+
+        Every rank does so with its share of the data, and all have to be the same else.
 
         Parameters
         ----------
@@ -192,7 +199,48 @@ class ModelOnData:
             What has to come out twice for the first batch, by name.
         visit
             Called with every batch, where it is.
+        find
+            What this rank tells the others after that. All are returned, by rank.
         """
+        ranks = self.options.ranks
+        looks: list[Look] = []
+
+        def here() -> tuple[int, Facts, Told]:
+            looks.append(self._look_here(evaluate, visit))
+            facts = {} if ranks.alone else self._facts_for_others()
+            return len(looks[0].survey.digests), facts, find()
+
+        told = ranks.together(here, f"looking at {type(self.model).__name__} and its data")
+        require_batches(sum(number for number, _, _ in told))
+        require_same([facts for _, facts, _ in told])
+        return looks[0], [own for _, _, own in told]
+
+    def _facts_for_others(self) -> Facts:
+        """What has to be the same on every rank."""
+        plain = {
+            "type of the model": type(self.model).__qualname__,
+            "names of the parameters": self.space.names,
+            "settings of the loss": [fact() for fact in self._facts],
+        }
+        tensors: dict[str, Tensor] = {
+            f"parameter {n!r}": p for n, p in self._params.items()
+        }
+        chosen = {id(p) for p in self._params.values()}
+        for module in self._modules:
+            of = "" if module is self.model else f" of {type(module).__name__}"
+            named = [*module.named_parameters(), *module.named_buffers()]
+            tensors |= {
+                f"tensor {name!r}{of}": tensor
+                for name, tensor in named
+                if id(tensor) not in chosen
+            }
+        return facts_of(plain, tensors)
+
+    def _look_here(
+        self,
+        evaluate: Callable[[Batch], dict[str, Tensor]],
+        visit: Callable[[Batch], None],
+    ) -> Look:
         options = self.options
         if isinstance(self.model, nn.Module):
             named_parameters(self.model, self._params)  # none has been replaced
@@ -210,8 +258,7 @@ class ModelOnData:
         first: list[Batch] = []
 
         def see(batch: Batch) -> None:
-            if visit is not None:
-                visit(batch)
+            visit(batch)
             if not first:
                 first.append(batch)
             if options.check_finite:
@@ -220,7 +267,7 @@ class ModelOnData:
 
         survey = self.batches.survey(see, check=options.check_deterministic)
         draws = True
-        if options.check_deterministic:
+        if options.check_deterministic and first:
             batch = first[0].to(self.space.device)
             with recording(self.space.device, rules=False):
                 draws = require_repeatable(
