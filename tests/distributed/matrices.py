@@ -19,7 +19,10 @@ from torchlinop import (
     JacobianLinearOperator,
     KFACLinearOperator,
     KFOCLinearOperator,
+    NTKLinearOperator,
     gradient_and_loss,
+    laplace,
+    per_sample_gradients,
 )
 
 from tests.distributed import checking
@@ -145,6 +148,26 @@ def check_kronecker(rank, size):
     with torch.no_grad():
         m[0].weight.mul_(1.5)
     close(K.to_dense(), one.to_dense())
+
+
+def check_posterior_and_kernel(rank, size):
+    m, group = model(), dist.group.WORLD
+    full = m, loss(), list(m.parameters()), data()
+    own = share(data(), rank, size)
+    risk = EmpiricalRisk(*full[:3], own, process_group=group)
+    one = EmpiricalRisk(*full)
+    posterior = laplace(risk, KFACLinearOperator(risk))
+    expected = laplace(one, KFACLinearOperator(one)).log_marginal_likelihood()
+    assert abs(posterior.log_marginal_likelihood() - expected) <= 1e-9 * abs(expected)
+    if all(share(data(), r, size) for r in range(size)):
+        K = NTKLinearOperator(m, m.parameters(), own, process_group=group)
+        compare(K, NTKLinearOperator(m, m.parameters(), data()).to_dense())
+    try:
+        per_sample_gradients(risk)
+    except ValueError as error:
+        assert "process group" in str(error)
+    else:
+        raise AssertionError
 
 
 def check_gradient(rank, size):
