@@ -31,6 +31,7 @@ exclude_patterns = ["_build", "examples", "gallery"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
