@@ -1,4 +1,4 @@
-"""Sphinx configuration. Nothing here needs a network: formulas, links and fonts are local."""
+"""Sphinx configuration. No network is needed: formulas, links and fonts are local."""
 
 from __future__ import annotations
 

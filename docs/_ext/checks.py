@@ -13,10 +13,12 @@ def public_names() -> list[str]:
     rooms = {"estimate": torchlinop.estimate, "plot": torchlinop.plot}
     rooms["verify"] = torchlinop.verify
     names = [f"torchlinop.{name}" for name in torchlinop.__all__]
-    return names + [f"torchlinop.{r}.{n}" for r, room in rooms.items() for n in room.__all__]
+    return names + [
+        f"torchlinop.{r}.{n}" for r, room in rooms.items() for n in room.__all__
+    ]
 
 
-def check_reference(app: Any, env: Any) -> None:
+def check_reference(_: Any, env: Any) -> None:
     """Warn, which ends a build with ``-W``, for each name that no page documents."""
     documented = env.get_domain("py").objects
     for name in public_names():

@@ -8,7 +8,7 @@ torch.manual_seed(0)
 digits = load_digits()
 X = torch.tensor(digits.data[:600] / 16)  # float64
 y = torch.tensor(digits.target[:600])
-data = list(zip(X.split(250), y.split(250)))  # batches of 250, 250 and 100
+data = [(X[:250], y[:250]), (X[250:500], y[250:500]), (X[500:], y[500:])]
 
 model = nn.Sequential(nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 10)).double()
 loss_function = nn.CrossEntropyLoss()

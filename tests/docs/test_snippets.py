@@ -62,7 +62,9 @@ def pages() -> list[Path]:
 
 def run(snippet: Snippet, scope: dict, name: str) -> None:
     if snippet.language == "pycon":
-        test = doctest.DocTestParser().get_doctest(snippet.code, {}, name, name, snippet.line)
+        test = doctest.DocTestParser().get_doctest(
+            snippet.code, {}, name, name, snippet.line
+        )
         test.globs = scope
         report = io.StringIO()
         runner = doctest.DocTestRunner(optionflags=FLAGS)
