@@ -120,8 +120,9 @@ assert np.allclose(np.sort(middle), nearest, atol=1e-8)
 # What an eigenvector means
 # -------------------------
 #
-# Along an eigenvector the loss is, at first, a parabola with the eigenvalue as curvature (and the
-# gradient's slope). So walk along the first, the third and the sixth, and look.
+# Along an eigenvector the loss is, at first, a parabola with the eigenvalue as
+# curvature (and the gradient's slope). So walk along the first, the third and the
+# sixth, and look.
 
 flat = H.space.to_vector(list(model.parameters()))
 steps = np.linspace(-1, 1, 41)

@@ -3,11 +3,11 @@ The same on a GPU, by CuPy
 ==========================
 
 The object that went into SciPy's solvers goes into those of
-:mod:`cupyx.scipy.sparse.linalg` as well. The model is on the GPU, CuPy's arrays go in and come
-out, and nothing leaves the GPU: CuPy and PyTorch see the same memory.
+:mod:`cupyx.scipy.sparse.linalg` as well. The model is on the GPU, CuPy's arrays go in
+and come out, and nothing leaves the GPU: CuPy and PyTorch see the same memory.
 
-Where this page is made without a GPU, the very same lines run with NumPy and SciPy. The data
-are scikit-learn's handwritten digits.
+Where this page is made without a GPU, the very same lines run with NumPy and SciPy. The
+data are scikit-learn's handwritten digits.
 """
 
 import importlib.util

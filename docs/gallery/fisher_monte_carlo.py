@@ -95,8 +95,8 @@ print(f"seeds 0 and 1 differ by {np.linalg.norm(other - one_label):.3f}")
 # Along the way
 # -------------
 #
-# Means of independent matrices are Monte-Carlo estimates, too. So one label at a time is added,
-# and the mean so far is kept at some points of the way.
+# Means of independent matrices are Monte-Carlo estimates, too. So one label at a time
+# is added, and the mean so far is kept at some points of the way.
 
 counts = np.unique(np.geomspace(1, 300, 25).astype(int))
 total, errors, snapshots = np.zeros_like(exact), [], {}
@@ -110,8 +110,8 @@ for seed in range(1, counts[-1] + 1):
 assert errors[-1] < 0.15 < errors[0]
 
 # %%
-# On both logarithmic axes the errors follow a line of slope :math:`-1/2`: for a tenth of the error
-# a hundred times the labels.
+# On both logarithmic axes the errors follow a line of slope :math:`-1/2`: for a tenth
+# of the error a hundred times the labels.
 
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 axis.loglog(counts, errors, "o-", label="one seed after another")
@@ -126,8 +126,8 @@ axis.legend()
 # Not the empirical Fisher
 # ------------------------
 #
-# Taking the labels of the data in place of drawn ones costs no randomness, and gives another
-# matrix. No number of samples makes up for that.
+# Taking the labels of the data in place of drawn ones costs no randomness, and gives
+# another matrix. No number of samples makes up for that.
 
 empirical = EFLinearOperator(risk) @ identity
 print(f"empirical Fisher: {distance(empirical):.1%} from the exact matrix")

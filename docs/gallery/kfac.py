@@ -2,13 +2,15 @@ r"""
 Solves preconditioned by Kronecker factors
 ==========================================
 
-Newton and natural-gradient steps solve :math:`(G + \delta I) x = g`. With little damping
-:math:`\delta` conjugate gradients take hundreds of products. A preconditioner is an
-approximate inverse that is cheap: KFAC takes each layer's block of the Gauss-Newton matrix as a
-Kronecker product of two small matrices, which are inverted on their own.
+Newton and natural-gradient steps solve :math:`(G + \delta I) x = g`. With little
+damping :math:`\delta` conjugate gradients take hundreds of products. A preconditioner
+is an approximate inverse that is cheap: KFAC takes each layer's block of the
+Gauss-Newton matrix as a Kronecker product of two small matrices, which are inverted on
+their own.
 
-It is an operator here, so SciPy's ``cg`` takes it as ``M``. Whether it helps is a question of
-the network and the data, so it is measured: on 900 of scikit-learn's handwritten digits.
+It is an operator here, so SciPy's ``cg`` takes it as ``M``. Whether it helps is a
+question of the network and the data, so it is measured: on 900 of scikit-learn's
+handwritten digits.
 """
 
 import matplotlib.pyplot as plt
@@ -35,8 +37,8 @@ torch.set_num_threads(1)
 # Digits, a network, and a right-hand side
 # ----------------------------------------
 #
-# Sixty steps of training. The right-hand side is the gradient of the loss on digits that the
-# network has not seen, as it is wanted for influences.
+# Sixty steps of training. The right-hand side is the gradient of the loss on digits
+# that the network has not seen, as it is wanted for influences.
 
 images, labels = load_digits(return_X_y=True)
 X, y = torch.tensor(images / 16), torch.tensor(labels)
@@ -107,8 +109,8 @@ assert len(residuals["KFAC"]) < len(residuals["plain"])
 # Which preconditioner, which damping
 # -----------------------------------
 #
-# EKFAC corrects the eigenvalues of KFAC. A Nyström preconditioner knows nothing of layers: it
-# is made of products with the matrix itself, which are counted here, too.
+# EKFAC corrects the eigenvalues of KFAC. A Nyström preconditioner knows nothing of
+# layers: it is made of products with the matrix itself, which are counted here, too.
 
 dampings = (1e-2, 1e-3, 1e-4, 1e-5)
 E = EKFACLinearOperator(risk)
@@ -131,8 +133,9 @@ for name, counts in products.items():
     print(f"{name:8}" + "".join(f"{count:9d}" for count in counts))
 
 # %%
-# The smaller the damping, the more there is to gain. It is not so everywhere: a network that
-# knows its data by heart has few samples that contribute, and KFAC can then cost products.
+# The smaller the damping, the more there is to gain. It is not so everywhere: a network
+# that knows its data by heart has few samples that contribute, and KFAC can then cost
+# products.
 
 figure, axes = plt.subplots(ncols=2, figsize=(10, 4), layout="constrained")
 for (name, curve), style in zip(residuals.items(), ("-", "--"), strict=True):
