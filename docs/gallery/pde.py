@@ -106,9 +106,9 @@ assert errors[1] < 0.7 * errors[0]
 # What the inverse knows
 # ----------------------
 #
-# At the minimum :math:`\nabla E(u) = 0`, so :math:`\partial u / \partial f = H^{-1}`: a column
-# of the inverse is what becomes of the noise of one pixel. The inverse is an operator, and
-# three columns are one block solve.
+# At the minimum :math:`\nabla E(u) = 0`, so :math:`\partial u / \partial f = H^{-1}`: a
+# column of the inverse is what becomes of the noise of one pixel. The inverse is an
+# operator, and three columns are one block solve.
 
 inverse = CGInverseLinearOperator(H, rtol=1e-6)
 pixels = [(60, 120), (110, 60), (20, 30)]  # a roof, an eave, the sky

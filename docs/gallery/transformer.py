@@ -127,9 +127,10 @@ for name, density in densities.items():
     print(f"{name:21} {density.dim:5d} parameters, largest {density.bounds[1]:.4f}")
 
 # %%
-# The blocks differ by orders of magnitude: curvature is largest next to the input, and in the
-# attention's output. That is why one step size does not fit all of a transformer. Within a
-# block most eigenvalues are close to zero; the right picture shows the others.
+# The blocks differ by orders of magnitude: curvature is largest next to the input, and
+# in the attention's output. That is why one step size does not fit all of a
+# transformer. Within a block most eigenvalues are close to zero; the right picture
+# shows the others.
 
 figure, axes = plt.subplots(ncols=2, figsize=(12, 4.6), layout="constrained")
 width = 0.2

@@ -134,9 +134,9 @@ print(verify.positive_semidefinite(penalized))
 # What it took
 # ------------
 #
-# The end of a Newton method is steep, since there each step squares the error. What it costs
-# is products, here counted as two gradients each: on a problem as small and as well
-# conditioned as this one L-BFGS gets along with less.
+# The end of a Newton method is steep, since there each step squares the error. What it
+# costs is products, here counted as two gradients each: on a problem as small and as
+# well conditioned as this one L-BFGS gets along with less.
 
 figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
 styles = ("-", "--", "-.", ":", "-")
