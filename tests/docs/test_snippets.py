@@ -100,3 +100,17 @@ def test_every_fence_has_a_known_language():
             match = FENCE.match(line)
             if match and not match[2].startswith("{"):
                 assert match[2] in LANGUAGES | OTHERS, f"{page}: {line}"
+
+
+#: of SciPy's sparse.linalg, what takes an operator; and of CuPy's
+SCIPY = """eigsh eigs lobpcg svds cg minres gmres lgmres gcrotmk bicgstab cgs tfqmr bicg qmr lsmr
+lsqr expm_multiply funm_multiply_krylov onenormest"""
+CUPYX = "eigsh lobpcg svds cg minres gmres cgs bicgstab lsmr"
+
+
+@pytest.mark.parametrize(("names", "module"), [(SCIPY, "sla"), (CUPYX, "cusp")])
+def test_every_solver_has_a_row_with_a_snippet(names, module):
+    page = DOCS / "guide" / "which_solver.md"
+    rows = [s.code for s in snippets(page) if s.code.count("\n") == 1]
+    called = {name for row in rows for name in re.findall(rf"\b{module}\.(\w+)\(", row)}
+    assert called == set(names.split())
