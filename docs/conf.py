@@ -24,7 +24,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
-    "checks",
+    "reference",
 ]
 exclude_patterns = ["_build", "examples", "gallery"]
 
@@ -34,6 +34,7 @@ myst_heading_anchors = 3
 napoleon_use_ivar = True
 autodoc_typehints = "none"
 autodoc_inherit_docstrings = False
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 nitpicky = True
 # types in docstrings are prose; references to what is ours have to lead somewhere

@@ -82,6 +82,8 @@ def test_page(page, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     scope: dict = {"__name__": page.stem}
+    if page == DOCS / "index.md":  # whose five lines are of any model
+        exec((DOCS / "guide" / "problem.py").read_text(), scope)
     for snippet in snippets(page):
         with_cupy = re.search(r"\bcu(py|sp)", snippet.code)
         if with_cupy and standin.wheel() is None:
@@ -103,14 +105,14 @@ def test_every_fence_has_a_known_language():
 
 
 #: of SciPy's sparse.linalg, what takes an operator; and of CuPy's
-SCIPY = """eigsh eigs lobpcg svds cg minres gmres lgmres gcrotmk bicgstab cgs tfqmr bicg qmr lsmr
-lsqr expm_multiply funm_multiply_krylov onenormest"""
+SCIPY = """eigsh eigs lobpcg svds cg minres gmres lgmres gcrotmk bicgstab cgs tfqmr bicg qmr
+lsmr lsqr expm_multiply funm_multiply_krylov onenormest"""
 CUPYX = "eigsh lobpcg svds cg minres gmres cgs bicgstab lsmr"
 
 
 @pytest.mark.parametrize(("names", "module"), [(SCIPY, "sla"), (CUPYX, "cusp")])
 def test_every_solver_has_a_row_with_a_snippet(names, module):
     page = DOCS / "guide" / "which_solver.md"
-    rows = [s.code for s in snippets(page) if s.code.count("\n") == 1]
+    rows = [s.code for s in snippets(page) if "\n" not in s.code]
     called = {name for row in rows for name in re.findall(rf"\b{module}\.(\w+)\(", row)}
     assert called == set(names.split())
