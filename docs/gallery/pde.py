@@ -124,7 +124,7 @@ print(inverse.last_solve)
 
 figure, axes = plt.subplots(2, 3, figsize=(12, 8), layout="constrained")
 for axis, (title, image) in zip(
-    axes[0], {"noisy": noisy, "restored": u}.items(), strict=False
+    axes[0], {"noisy": noisy.numpy(), "restored": u.numpy()}.items(), strict=False
 ):
     axis.imshow(image, cmap="gray", vmin=0, vmax=1)
     axis.set_title(title)
