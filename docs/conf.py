@@ -38,7 +38,7 @@ toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 nitpicky = True
 # types in docstrings are prose; references to what is ours have to lead somewhere
-nitpick_ignore_regex = [("py:.*", r"(?!torchlinop\.).*")]
+nitpick_ignore_regex = [("py:(class|obj|exc)", r"(?!torchlinop\.).*")]
 
 # the names that these pages refer to: lists in the repository, so that no build fetches any
 intersphinx_mapping = {
