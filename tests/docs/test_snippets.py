@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from tests import standin
+from tests.docs.setups import SETUPS
 
 DOCS = Path(__file__).parents[2] / "docs"
 FENCE = re.compile(r"^(`{3,}|:{3,})(\{[\w-]+\}|\w*) *(.*)$")
@@ -80,20 +82,20 @@ def run(snippet: Snippet, scope: dict, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:`rcond` parameter will change:FutureWarning")
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_page(page, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("matplotlib").use("Agg")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("Agg")
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     scope: dict = {"__name__": page.stem}
-    if page == DOCS / "index.md":  # whose five lines are of any model
-        exec((DOCS / "guide" / "problem.py").read_text(), scope)
+    exec(SETUPS.get(page.name, "") if page.parent == DOCS else "", scope)
     for snippet in snippets(page):
         with_cupy = re.search(r"\bcu(py|sp)", snippet.code)
         if with_cupy and standin.wheel() is None:
             pytest.skip("CuPy's files are not installed; see tests/standin/__init__.py")
         with standin.installed() if with_cupy else contextlib.nullcontext():
             run(snippet, scope, page.name)
-    import matplotlib.pyplot as plt
-
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     plt.close("all")
 
 
