@@ -30,7 +30,8 @@ cg = lambda A, b, x0: _cg(A, b, x0=x0, atol=0.0)
     + """
 import os
 from scipy.sparse.linalg import eigsh
-os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+os.environ |= {"RANK": "0", "WORLD_SIZE": "1"}
 loss, batches, v = loss_function, data, np.ones(610)
 """,
 }
