@@ -80,6 +80,7 @@ def run(snippet: Snippet, scope: dict, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*called without specifying `atol`:DeprecationWarning")
 # CuPy's gmres leaves rcond to numpy.linalg.lstsq, about which NumPy 1 warns
 @pytest.mark.filterwarnings("ignore:`rcond` parameter will change:FutureWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_page(page, tmp_path, monkeypatch, capsys):
     plt = pytest.importorskip("matplotlib.pyplot")
