@@ -63,7 +63,7 @@ sphinx_gallery_conf = {
     "reference_url": {"torchlinop": None},
     "doc_module": ("torchlinop",),
     "backreferences_dir": None,
-    "matplotlib_animations": False,
+    "capture_repr": (),  # what is printed, and no name of a legend
 }
 
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
