@@ -273,7 +273,7 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         -----
         ConvergenceWarning
             The float32 decomposition of a factor has failed, and a float64 one is used;
-            :attr:`precisions` says of which blocks.
+            ``precisions`` says of which blocks.
 
         References
         ----------
