@@ -25,6 +25,7 @@ LAYERS = [
         "_progress",
         "_interchange",
         "_space",
+        "_spread",
         "autodiff",
         "data",
     ],
