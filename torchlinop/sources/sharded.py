@@ -59,9 +59,8 @@ class WholeTensors:
         what = f"gathering the parameters of {type(self._model).__name__}"
         self._ranks.on_each(lambda: require_sharded(self._model), what)
         gathered = self._ranks.whole([*spread.values()], what)
-        self._whole = {
-            id(t): (t, g) for t, g in zip(spread.values(), gathered, strict=True)
-        }
+        pairs = zip(spread.values(), gathered, strict=True)
+        self._whole = {id(tensor): (tensor, its) for tensor, its in pairs}
 
     def _spread(self) -> dict[str, Tensor]:
         tensors = dict(self._params)
