@@ -1,6 +1,6 @@
 """Curvature matrices of PyTorch models as SciPy linear operators."""
 
-from torchlinop import estimate, plot, verify
+from torchlinop import distributed, estimate, plot, verify
 from torchlinop._blas import single_threaded_blas
 from torchlinop._convergence import ConvergenceWarning
 from torchlinop._cost import Cost, cost
@@ -98,6 +98,7 @@ __all__ = [
     "aslinearoperator",
     "block",
     "cost",
+    "distributed",
     "estimate",
     "gradient_and_loss",
     "monitor",

@@ -20,13 +20,15 @@ if not torch.distributed.is_available():  # some builds lack it
     pytest.skip("torch.distributed is not available", allow_module_level=True)
 
 
-def torchrun(module, ranks, folder, *arguments, limit=LIMIT):
-    """Run ``python -m module`` on several ranks; return its exit status and output.
+def torchrun(program, ranks, folder, *arguments, limit=LIMIT, meanwhile=None):
+    """Run a module or a script on several ranks; return its exit status and output.
 
-    All processes are gone afterwards.
+    All processes are gone afterwards. ``meanwhile`` is called with that of torchrun.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", "-m", module, str(folder), *arguments]
+    command += [f"--nproc-per-node={ranks}"]
+    command += [program] if program.endswith(".py") else ["-m", program]
+    command += [str(folder), *arguments]
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
@@ -39,10 +41,9 @@ def torchrun(module, ranks, folder, *arguments, limit=LIMIT):
         start_new_session=True,
     )
     try:
+        if meanwhile is not None:
+            meanwhile(process)
         output, _ = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        output = ""
-        raise
     finally:
         if process.poll() is None:
             process.terminate()  # torchrun ends its workers

@@ -10,22 +10,31 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchlinop import (
     EFLinearOperator,
+    EKFACLinearOperator,
     EmpiricalRisk,
     FisherMCLinearOperator,
+    GGNDiagonalLinearOperator,
     GGNLinearOperator,
     HessianLinearOperator,
     JacobianLinearOperator,
+    KFACLinearOperator,
+    KFOCLinearOperator,
     gradient_and_loss,
 )
-from torchlinop.reference import (
+
+from tests.distributed import checking
+from tests.distributed.problems import (
+    CLOSE,
+    data,
     dense_ggn,
     dense_gradient_and_loss,
     dense_hessian,
     dense_jacobian,
+    loss,
+    model,
+    regression,
+    share,
 )
-
-from tests.distributed import checking
-from tests.distributed.problems import CLOSE, data, loss, model, regression, share
 
 
 def close(actual, expected):
@@ -116,6 +125,28 @@ def check_jacobian(rank, size):
     compare(J.T, dense.T)
 
 
+def check_kronecker(rank, size):
+    m = model()
+    full = m, loss(), list(m.parameters()), data()
+    own = share(data(), rank, size)
+    group = dist.group.WORLD
+    for kind, options in (
+        (KFACLinearOperator, {}),
+        (KFACLinearOperator, {"fisher_type": "mc", "mc_samples": 2, "seed": 3}),
+        (KFACLinearOperator, {"fisher_type": "forward-only", "joint_bias": False}),
+        (EKFACLinearOperator, {"fisher_type": "empirical"}),
+        (KFOCLinearOperator, {"max_passes": 3}),
+        (GGNDiagonalLinearOperator, {}),
+    ):
+        K = kind(*full[:3], own, process_group=group, **options)
+        one = kind(*full, **options)
+        close(K.to_dense(), one.to_dense())
+        close(K.inverse(damping=0.1).to_dense(), one.inverse(damping=0.1).to_dense())
+    with torch.no_grad():
+        m[0].weight.mul_(1.5)
+    close(K.to_dense(), one.to_dense())
+
+
 def check_gradient(rank, size):
     m = model()
     own = share(data(), rank, size)
@@ -160,6 +191,5 @@ def check_same_bits_everywhere(rank, size):
 
 
 if __name__ == "__main__":
-    checking.run(
-        {n: f for n, f in vars(sys.modules[__name__]).items() if n[:6] == "check_"}
-    )
+    checks = vars(sys.modules[__name__]).items()
+    checking.run({name: check for name, check in checks if name[:6] == "check_"})

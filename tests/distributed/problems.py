@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tests.evaluation.dense import jacobian, reference
+
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
@@ -39,3 +41,22 @@ def share(batches, rank, size):
     """Uneven shares in the order of the ranks; rank 1 of two or more has some, 2 none."""
     ends = {2: [0, 4, 6], 4: [0, 1, 4, 4, 6], 1: [0, 6]}[size]
     return batches[ends[rank] : ends[rank + 1]]
+
+
+def dense_hessian(model, loss, params, data):
+    return reference(model, list(params), data, loss)[0]
+
+
+def dense_ggn(model, loss, params, data):
+    return reference(model, list(params), data, loss)[1]
+
+
+def dense_jacobian(model, params, data):
+    X = torch.cat([X for X, _ in data])
+    return jacobian(model(X).reshape(-1), list(params))
+
+
+def dense_gradient_and_loss(model, loss, params, data):
+    X, y = (torch.cat(parts) for parts in zip(*data, strict=True))
+    value = loss(model(X), y)
+    return torch.autograd.grad(value, list(params)), value.detach()

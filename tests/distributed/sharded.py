@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
     FSDPModule,
     FullyShardedDataParallel,
     MixedPrecisionPolicy,
@@ -142,7 +141,8 @@ def check_model_is_left_and_trains_on(rank, size):
     H @ v
     assert facts() == before
     assert all(p.grad is None for p in m.parameters())
-    assert isinstance(m, FSDPModule) and isinstance(m[0], FSDPModule)
+    assert isinstance(m, FSDPModule)
+    assert isinstance(m[0], FSDPModule)
     X, y = (torch.cat(parts) for parts in zip(*data(), strict=True))
     for net in (m, whole):
         optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
@@ -306,9 +306,7 @@ def check_sharded_vectors(rank, size):
 
 def check_power_iteration_on_sharded_vectors(rank, size):
     m, whole = sharded(mesh_of(size)), model()
-    G = GGNLinearOperator(
-        m, loss(), m.parameters(), share(data(), rank, size), **world()
-    )
+    G = GGNLinearOperator(m, loss(), m.parameters(), share(data(), rank, size), **world())
     start = torch.ones(G.shape[1], dtype=torch.float64)
     x = distribute_tensor(start, mesh_of(size), [Shard(0)])
     for _ in range(300):

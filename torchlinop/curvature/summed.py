@@ -50,7 +50,7 @@ class SummedLinearOperator(TorchLinearOperator):
         self._maps: KeptLinearizations = KeptLinearizations(
             source, linearizer, ordered=ordered, gather=SummedRows
         )
-        self._activity = f"multiplying with {type(self).__name__}{tuple(matrix)}"
+        self._activity = f"multiplying with {type(self).__name__}{tuple(matrix) or ''}"
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._maps.retrying(self._total, x)

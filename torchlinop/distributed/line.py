@@ -59,6 +59,8 @@ class Line:
     lock
         Held during a conversation: one thread at a time.
     interrupts : HeldInterrupts
+    raised : BaseException or None
+        The last error that was raised on every rank.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
@@ -69,6 +71,7 @@ class Line:
         self._first = dist.get_global_rank(group, 0)
         self.lock = threading.RLock()
         self.interrupts = HeldInterrupts()
+        self.raised: BaseException | None = None
 
     @property
     def _group(self) -> dist.ProcessGroup:
@@ -90,7 +93,7 @@ class Line:
         """Add up a tensor over the ranks, in place."""
         self._finish(
             lambda: dist.all_reduce(tensor, group=self._group, async_op=True),
-            tensor.device,
+            tensor,
             what,
         )
 
@@ -98,7 +101,7 @@ class Line:
         """Overwrite a tensor with that of rank 0."""
         self._finish(
             lambda: dist.broadcast(tensor, self._first, group=self._group, async_op=True),
-            tensor.device,
+            tensor,
             what,
         )
 
@@ -111,10 +114,10 @@ class Line:
                 raise
             raise self._lost(error, what) from error
 
-    def _finish(self, start: Callable[[], Any], device: torch.device, what: str) -> None:
+    def _finish(self, start: Callable[[], Any], tensor: Tensor, what: str) -> None:
         try:
             work = start()
-            while not self._over(work, device):
+            while not self._over(work, tensor.device):
                 if self._store_holds("trouble"):
                     raise RuntimeError("another rank is in trouble")
         except RuntimeError as error:
@@ -171,10 +174,9 @@ class Line:
         told = self.gather(None if own is None else _portable(own, self), what)
         errors = {rank: error for rank, error in enumerate(told) if error is not None}
         rank = min(errors, key=lambda r: (isinstance(errors[r], Exception), r))
-        if rank == self.rank:
-            assert own is not None
-            raise own
-        raise errors[rank]
+        self.raised = own if rank == self.rank else errors[rank]
+        assert self.raised is not None
+        raise self.raised
 
     def leave(self, reason: str) -> None:
         """Tell ranks that will miss this one why it has gone."""
@@ -196,10 +198,11 @@ class Line:
             f"rank {rank} ({reasons[rank] or 'killed, or busy with something else'})"
             for rank in missing
         )
+        gone = names or "the connection: the others have given up waiting for it"
         return LostRankError(
-            f"Rank {self.rank} of {self.size} lost {names or 'the connection'} while "
-            f"{what}. The process group cannot be used any more; start the ranks again. "
-            f"torch.distributed says: {str(error).splitlines()[0][:200]}",
+            f"Rank {self.rank} of {self.size} lost {gone} while {what}. The process group "
+            "cannot be used any more; start the ranks again. torch.distributed says: "
+            f"{str(error).splitlines()[0][:200]}",
             missing,
         )
 

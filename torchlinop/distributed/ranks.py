@@ -125,6 +125,7 @@ class ProcessRanks(Ranks):
         self.driven = False
         #: whether this rank does what the driver has told all to do: 2 at once, 1 so far
         self._told = 0
+        self._talking = False
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -136,7 +137,7 @@ class ProcessRanks(Ranks):
         self, part: Callable[[], Tensor], x: Tensor, shape: tuple[int, ...], what: str
     ) -> Tensor:
         """Add up contributions: one all-reduce of them and a sign whether all is well."""
-        what = f"{what} (shape {tuple(shape)})"
+        what = f"{what} for a result of shape {tuple(shape)}"
         with self._conversation(what):
             self._require_same(what, x)
             total = x.new_empty(math.prod(shape) + 1)
@@ -187,7 +188,17 @@ class ProcessRanks(Ranks):
                 "on rank 0; do the rest before or after it."
             )
         with self.line.lock, self.line.interrupts.held():
-            yield
+            if self._talking:
+                raise RuntimeError(
+                    f"Rank {self.line.rank} was {what} for its part in something else. An "
+                    "operator with process_group= cannot be a part of what each rank "
+                    "computes by itself, such as its columns."
+                )
+            self._talking = True
+            try:
+                yield
+            finally:
+                self._talking = False
 
     @contextmanager
     def told(self) -> Iterator[None]:

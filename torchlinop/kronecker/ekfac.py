@@ -9,9 +9,11 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
+from torchlinop.kronecker.adding import accumulate, take_first
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan
+from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
+from torchlinop.kronecker.passes import KFACBlock, kfac_pass
 from torchlinop.kronecker.sample_gradients import SampleGradients
 from torchlinop.kronecker.seeds import FisherType
 from torchlinop.kronecker.settings import Settings
@@ -100,19 +102,9 @@ class EKFACLinearOperator(BlockwiseLinearOperator):
 
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
         result = kfac_pass(risk, self.settings)
-        bases = [_Basis(block) for block in result.blocks]
-        for look in looks(risk, self.settings):
-            weights = look.evaluation.seeds.weights.to(risk.space.dtype)
-            with torch.no_grad():
-                for gradients in look.evaluation.gradients():
-                    for basis, plan in zip(bases, look.blocks, strict=True):
-                        if isinstance(plan, MatrixPlan):
-                            sample = SampleGradients(
-                                plan, look.evaluation, gradients, weights
-                            )
-                            basis.add(sample)
-            del look
-        return result.operator(risk, [basis.operator() for basis in bases])
+        bases = _Bases(risk, result.blocks)
+        accumulate(risk, self.settings, lambda _: bases)
+        return result.operator(risk, [basis.operator() for basis in bases.each])
 
 
 def require_gradients(settings: Settings, what: str) -> None:
@@ -122,6 +114,29 @@ def require_gradients(settings: Settings, what: str) -> None:
             f"{what} is made of gradients of single samples, which "
             "fisher_type='forward-only' does without. Use KFACLinearOperator."
         )
+
+
+class _Bases:
+    """The diagonals of all blocks, in their eigenbases."""
+
+    def __init__(self, risk: EmpiricalRisk, blocks: list[KFACBlock]) -> None:
+        self.each = [_Basis(block) for block in blocks]
+        self._dtype = risk.space.dtype
+        take_first(risk, [v for basis in self.each for v in basis.vectors()])
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        weights = look.evaluation.seeds.weights.to(self._dtype)
+        with torch.no_grad():
+            for gradients in look.evaluation.gradients():
+                for basis, plan in zip(self.each, look.blocks, strict=True):
+                    if isinstance(plan, MatrixPlan):
+                        sample = SampleGradients(plan, look.evaluation, gradients, weights)
+                        basis.squares += sample.squares(*basis.of_outputs_and_inputs())
+
+    def tensors(self) -> list[Tensor]:
+        """Return all diagonals."""
+        return [basis.squares for basis in self.each]
 
 
 class _Basis:
@@ -138,7 +153,23 @@ class _Basis:
         self._parts: list[KroneckerLinearOperator] = [
             part for part in parts if isinstance(part, KroneckerLinearOperator)
         ]
-        self._squares: Tensor | None = None
+        shape = [0]
+        if isinstance(block.plan, MatrixPlan):
+            shape = [block.plan.groups, block.plan.outputs, block.plan.inputs]
+        first = self._parts[0]
+        #: sums of squared gradients, ``(G, outputs, inputs)``
+        self.squares = torch.zeros(shape, dtype=first.torch_dtype, device=first.device)
+
+    def vectors(self) -> list[Tensor]:
+        """Return all eigenvectors."""
+        if not isinstance(self._plan, MatrixPlan):  # not needed
+            return []
+        spectra = [spectrum for part in self._parts for spectrum in part.spectra()]
+        return [s.vectors for s in spectra if s.vectors is not None]
+
+    def of_outputs_and_inputs(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return both bases, ``(G, d, d)``."""
+        return self._basis(of_outputs=True), self._basis(of_outputs=False)
 
     def _basis(self, *, of_outputs: bool) -> Tensor | None:
         plan = self._plan
@@ -148,21 +179,13 @@ class _Basis:
         found = [v for v in vectors if v is not None]
         return torch.stack(found) if found else None
 
-    def add(self, sample: SampleGradients) -> None:
-        """Add the squared gradients at some seeds."""
-        squares = sample.squares(
-            self._basis(of_outputs=True), self._basis(of_outputs=False)
-        )
-        self._squares = squares if self._squares is None else self._squares + squares
-
     def operator(self) -> StructuredLinearOperator:
         """Return the block with the corrected eigenvalues."""
         plan = self._plan
         if not isinstance(plan, MatrixPlan):  # exact already
             return self._parts[0]
-        assert self._squares is not None
         groups = []
-        for part, squares in zip(self._parts, self._squares, strict=True):
+        for part, squares in zip(self._parts, self.squares, strict=True):
             values = squares.mT if plan.transposed else squares
             groups.append(part.with_eigenvalues(values.reshape(-1)))
         return groups[0] if len(groups) == 1 else BlockDiagonalLinearOperator(groups)

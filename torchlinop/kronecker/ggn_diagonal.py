@@ -9,10 +9,12 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
+from torchlinop.kronecker.adding import Structure, accumulate
 from torchlinop.kronecker.blocks import MatrixPlan, VectorPlan
 from torchlinop.kronecker.ekfac import require_gradients
+from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import assemble, looks, uncovered_diagonal
+from torchlinop.kronecker.passes import assemble, uncovered_diagonal
 from torchlinop.kronecker.sample_gradients import SampleGradients
 from torchlinop.kronecker.settings import Settings, Uncovered
 from torchlinop.sources import EmpiricalRisk
@@ -82,29 +84,46 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
         super().__init__(risk, settings)
 
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
-        totals: dict[int, Tensor] = {}
-        groups, uncovered = [], None
-        for look in looks(risk, self.settings):
-            if uncovered is None:
-                groups = [plan.group for plan in look.blocks]
-                uncovered = uncovered_diagonal(risk, look.uncovered)
-            weights = look.evaluation.seeds.weights.to(risk.space.dtype)
-            with torch.no_grad():
-                for gradients in look.evaluation.gradients():
-                    for i, plan in enumerate(look.blocks):
-                        if isinstance(plan, MatrixPlan):
-                            squares = _matrix(plan, look, gradients, weights)
-                        else:
-                            assert isinstance(plan, VectorPlan)
-                            squares = _vector(plan, look, gradients, weights)
-                        totals[i] = totals[i] + squares if i in totals else squares
-            uncovered.add(look.evaluation)
-            del look
-        assert uncovered is not None
+        structure, sums = accumulate(risk, self.settings, lambda s: _Diagonals(risk, s))
+        groups = [plan.group for plan in structure.plans]
         blocks: list[StructuredLinearOperator] = [
-            DiagonalLinearOperator(totals[i]) for i in range(len(groups))
+            DiagonalLinearOperator(total) for total in sums.totals
         ]
-        return assemble(risk, groups, blocks, uncovered)
+        return assemble(risk, groups, blocks, sums.uncovered)
+
+
+class _Diagonals:
+    """Sums of squared gradients of single samples, of all blocks."""
+
+    def __init__(self, risk: EmpiricalRisk, structure: Structure) -> None:
+        space = risk.space
+        self._dtype = space.dtype
+        self.totals = [
+            torch.zeros(
+                sum(space.sizes[i] for i in plan.group.indices),
+                dtype=space.dtype,
+                device=space.device,
+            )
+            for plan in structure.plans
+        ]
+        self.uncovered = uncovered_diagonal(risk, structure.uncovered)
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        weights = look.evaluation.seeds.weights.to(self._dtype)
+        with torch.no_grad():
+            for gradients in look.evaluation.gradients():
+                for total, plan in zip(self.totals, look.blocks, strict=True):
+                    if isinstance(plan, MatrixPlan):
+                        total += _matrix(plan, look, gradients, weights)
+                    else:
+                        assert isinstance(plan, VectorPlan)
+                        total += _vector(plan, look, gradients, weights)
+        self.uncovered.add(look.evaluation)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all sums."""
+        return [*self.totals, *self.uncovered.diagonals]
 
 
 def _matrix(plan: MatrixPlan, look: Any, gradients: list[Tensor], like: Tensor) -> Tensor:

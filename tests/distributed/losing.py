@@ -1,0 +1,63 @@
+"""What ranks say when another one is gone: written to a file by each that is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torchlinop import HessianLinearOperator
+from torchlinop.distributed import LostRankError, driver
+
+from tests.distributed import checking
+from tests.distributed.mishaps import Mishap, built
+
+
+def killed(H, m, rank, size):
+    """Rank 1 is killed in the middle of a product."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun would end the others at once
+    if rank == 1:
+        m.happening = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    with driver(H) as A:
+        if A is not None:
+            A @ torch.ones(A.shape[0], dtype=torch.float64)
+
+
+def late(H, m, rank, size):
+    """Rank 1 takes longer than the group waits."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if rank == 1:
+        m.happening = lambda: time.sleep(4)
+    H @ torch.ones(H.shape[0], dtype=torch.float64)
+
+
+def interrupted(H, m, rank, size):
+    """Somebody presses Ctrl-C."""
+    (Path(sys.argv[1]) / f"{rank}.ready").write_text(str(os.getpid()))
+    with driver(H) as A:
+        while A is not None:
+            A @ torch.ones(A.shape[0], dtype=torch.float64)
+
+
+def main():
+    folder, name = sys.argv[1:3]
+    rank, size = checking.start(timeout=2 if name == "late" else 20)
+    m = Mishap()
+    H = built(HessianLinearOperator, m, rank, size, cache=False)
+    try:
+        {"killed": killed, "late": late, "interrupted": interrupted}[name](H, m, rank, size)
+        said = ["nothing", []]
+    except LostRankError as error:
+        said = [str(error), error.ranks]
+    except KeyboardInterrupt:
+        said = ["interrupted", []]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(said))
+    os._exit(1)  # the group may be broken
+
+
+if __name__ == "__main__":
+    main()
