@@ -33,7 +33,8 @@ import problems
 
 #: products in which linearizations are made and ways to multiply are tried
 WARM_UP = 12
-NAMES = ("MLP", "ResNet-20")
+#: problems, how many of its batches make the data, and columns of a block
+CASES = [("MLP", 1, 1), ("MLP", 16, 1), ("MLP", 1, 8), ("ResNet-20", 1, 1)]
 KINDS = {"Hessian": HessianLinearOperator, "GGN": GGNLinearOperator}
 
 
@@ -70,10 +71,15 @@ def measure(folder: str, rounds: int) -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     found: dict[str, Any] = {}
-    for name in NAMES:
+    for name, batches, columns in CASES:
         torch.manual_seed(0)
         model, X, y = problems.PROBLEMS[name]()
-        share = [(X.chunk(size)[rank], y.chunk(size)[rank])]
+        if batches == 1:
+            share = [(X.chunk(size)[rank], y.chunk(size)[rank])]
+        else:
+            share = [(X.roll(i, 0), y.roll(i, 0)) for i in range(batches)][rank::size]
+        what = f"{name}, {batches * len(X):,} samples"
+        what += f", {columns} columns" if columns > 1 else ""
         for kind, operator in KINDS.items():
             H = operator(
                 model,
@@ -84,7 +90,7 @@ def measure(folder: str, rounds: int) -> None:
             )
             with torchlinop.distributed.driver(H) as A, Sent() as sent:
                 if A is not None:
-                    v = torch.randn(A.shape[0])
+                    v = torch.randn(A.shape[0], columns)
                     times, talks = [], []
                     for i in range(WARM_UP + rounds):
                         sent.nbytes, sent.seconds = 0, 0.0
@@ -93,13 +99,13 @@ def measure(folder: str, rounds: int) -> None:
                         if i >= WARM_UP:
                             times.append(time.perf_counter() - began)
                             talks.append(sent.seconds)
-                    found[f"{kind}, {name}"] = {
+                    found[f"{kind}, {what}"] = {
                         "seconds": statistics.median(times),
                         "talk": statistics.median(talks),
                         "nbytes": sent.nbytes,
                         "vector": v.nbytes,
                     }
-    found["network"] = network(rounds)
+    found["constants"] = network(rounds) | (language_model() if size == 1 else {})
     if rank == 0:
         (Path(folder) / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -118,6 +124,33 @@ def network(rounds: int) -> dict[str, float]:
             samples.append(time.perf_counter() - began)
         times[number] = statistics.median(samples)
     return {"latency": times[1], "bandwidth": 16e6 / (times[4_000_000] - times[1])}
+
+
+def language_model() -> dict[str, float]:
+    """What the outlook needs of a transformer with nothing kept, measured on the GPT."""
+    torch.manual_seed(0)
+    model, X, y = problems.gpt()
+    params, loss = list(model.parameters()), nn.CrossEntropyLoss()
+    data = [(X, y)]
+    once = HessianLinearOperator(model, loss, params, data, cache=False)
+    kept = HessianLinearOperator(model, loss, params, data)
+    v = torch.randn(once.shape[0])
+    kept @ v
+    times: dict[str, list[float]] = {"gradient": [], "product": []}
+    for _ in range(5):
+        for name, run in (
+            ("gradient", lambda: torch.autograd.grad(loss(model(X), y), params)),
+            ("product", lambda: once @ v),
+        ):
+            began = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+    return {
+        "gradients": medians["product"] / medians["gradient"],
+        # of a token's graph, and how it grows with width times depth
+        "graph": kept._maps.nbytes / X.numel() / len(v) ** (2 / 3),
+    }
 
 
 def start(ranks: int, rounds: int) -> dict[str, Any]:
@@ -139,13 +172,13 @@ def start(ranks: int, rounds: int) -> dict[str, Any]:
 def scaling(found: dict[int, dict[str, Any]]) -> list[str]:
     """Return the table of measured products."""
     lines = [
-        "| | ranks | ms a product | speed-up | efficiency | of it talking, ms "
-        "| bytes in messages | least |",
+        "| | ranks | ms a product | speed-up | efficiency | of it in messages, ms "
+        "| bytes in messages | of the vectors |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     one = found[min(found)]
     for case in one:
-        if case == "network":
+        if case == "constants":
             continue
         for ranks, all_cases in sorted(found.items()):
             its = all_cases[case]
@@ -159,54 +192,52 @@ def scaling(found: dict[int, dict[str, Any]]) -> list[str]:
 
 
 class Machine:
-    """Constants of an accelerator and its network.
+    """An accelerator and its network: what makers state, not measured here."""
 
-    Not measured here: what makers and users state.
-    """
-
-    name = "80 GB, 400 TFLOP/s sustained, 25 GB/s to others, 10 us a message"
+    name = "80 GB and 400 TFLOP/s a rank, 25 GB/s and 10 microseconds between ranks"
     memory, flops, bandwidth, latency = 80e9, 4e14, 25e9, 1e-5
 
 
-def outlook() -> list[str]:
-    """Return the table of what is computed, for one token batch a rank."""
-    machine = Machine
+#: of all data, in one product; and of one sequence, which is one batch
+TOKENS, SEQUENCE = 2**20, 2048
+
+
+def outlook(gradients: float, graph: float) -> list[str]:
+    """Return the table of what is computed, for language models in two bytes a parameter.
+
+    Parameters
+    ----------
+    gradients
+        What a Hessian product costs with nothing kept.
+    graph
+        Bytes of a token's graph, over the number of parameters to the power 2/3.
+    """
     lines = [
-        "| parameters | ranks | memory of a rank, GB | compute, s | talking, s "
-        "| product, s | efficiency | what is in the way |",
+        "| parameters | ranks | memory of a rank, GB | compute, s | messages, s "
+        "| product, s | efficiency | in the way |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    tokens = 2**20  # of all data, in one product
     for parameters in (1e8, 1e9, 7e9, 70e9):
+        # the vector, the message with it, the contribution and the message with that
+        vectors = 4 * 4 * parameters
+        memory = 2 * parameters + vectors + graph * SEQUENCE * parameters ** (2 / 3)
         for ranks in (1, 8, 64, 512):
-            # parameters in two bytes; vector, product and message in four
-            weights, vectors = 2 * parameters, 3 * 4 * parameters
-            # of one sequence of 2,048 tokens, recomputed in each product: measured on GPT-2
-            graph = 2048 * GRAPH_BYTES_PER_TOKEN_AND_ROOT * parameters**0.5
-            memory = weights + vectors + graph
-            # a Hessian product without anything kept: four gradients of 6 flops each
-            compute = 4 * 6 * parameters * tokens / ranks / machine.flops
-            steps = max(ranks - 1, 0)
-            talk = (1 + 2) * 4 * parameters * steps / ranks / machine.bandwidth
-            talk += 3 * steps * machine.latency
-            product = compute + talk
-            efficiency = compute / product
-            trouble = ""
-            if memory > machine.memory:
-                trouble = "memory: " + (
-                    "the vectors alone" if vectors > machine.memory else "vectors and graph"
-                )
-            elif talk > compute:
-                trouble = "network"
+            # a gradient takes six operations for each parameter and token
+            compute = gradients * 6 * parameters * TOKENS / ranks / Machine.flops
+            # a broadcast moves the vector once, an all-reduce nearly twice
+            share = (ranks - 1) / ranks
+            messages = 3 * share * 4 * parameters / Machine.bandwidth
+            messages += 3 * (ranks - 1) * Machine.latency
+            trouble = "messages" if messages > compute else ""
+            if memory > Machine.memory:
+                trouble = "memory" + (", by vectors" if vectors > Machine.memory else "")
+            product = compute + messages
             lines.append(
-                f"| {parameters:,.0f} | {ranks} | {memory / 1e9:.0f} | {compute:.2f} "
-                f"| {talk:.2f} | {product:.2f} | {efficiency:.0%} | {trouble} |"
+                f"| {parameters / 1e9:g} billion | {ranks} | {memory / 1e9:.0f} "
+                f"| {compute:.2f} | {messages:.2f} | {product:.2f} "
+                f"| {compute / product:.0%} | {trouble} |"
             )
     return lines
-
-
-#: of activations and their graph, for each token and the root of the number of parameters
-GRAPH_BYTES_PER_TOKEN_AND_ROOT = 160.0
 
 
 def main() -> None:
@@ -221,7 +252,7 @@ def main() -> None:
         measure(options.on_rank, options.rounds)
         return
     found = {ranks: start(ranks, options.rounds) for ranks in options.ranks}
-    largest = found[max(found)]["network"]
+    largest, one = found[max(found)]["constants"], found[1]["constants"]
     text = [
         f"Measured with torch {torch.__version__}, gloo, {platform.machine()}, "
         f"{os.cpu_count()} cores, float32, one thread a process; medians of "
@@ -229,12 +260,15 @@ def main() -> None:
         "",
         *scaling(found),
         "",
-        f"An all-reduce takes {1e6 * largest['latency']:.0f} us and "
-        f"{largest['bandwidth'] / 1e9:.2f} GB/s on {max(found)} ranks (measured).",
+        f"Measured as well: an all-reduce of one number on {max(found)} ranks takes "
+        f"{1e6 * largest['latency']:.0f} microseconds, one of 16 MB goes on at "
+        f"{largest['bandwidth'] / 1e9:.2f} GB/s; on the GPT a Hessian product with nothing "
+        f"kept takes {one['gradients']:.1f} gradients, and the graph of a token "
+        f"{one['graph']:.2f} bytes times the number of parameters to the power 2/3.",
         "",
-        f"Computed for {Machine.name}:",
+        f"Computed, not measured: {Machine.name}; {TOKENS:,} tokens in all.",
         "",
-        *outlook(),
+        *outlook(one["gradients"], one["graph"]),
     ]
     print("\n".join(text))
     if options.output:
