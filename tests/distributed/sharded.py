@@ -36,6 +36,7 @@ from torchlinop import (
     KFACLinearOperator,
     gradient_and_loss,
 )
+from torchlinop.distributed import driver
 
 from tests.distributed import checking
 from tests.distributed.problems import (
@@ -323,6 +324,23 @@ def check_conjugate_gradients_on_sharded_vectors(rank, size):
     torch.testing.assert_close(
         x.full_tensor(), torch.linalg.solve(damped, start), rtol=1e-8, atol=1e-8
     )
+
+
+def check_driven(rank, size):
+    m, whole = sharded(mesh_of(size)), model()
+    H = HessianLinearOperator(
+        m, loss(), m.parameters(), share(data(), rank, size), **world()
+    )
+    for _ in range(2):
+        products = None
+        with driver(H) as A:
+            if A is not None:
+                products = A.to_dense()
+        if rank == 0:
+            close(products, dense_hessian(whole, loss(), whole.parameters(), data()))
+        with torch.no_grad():  # between two drivers, on every rank
+            for net in (m, whole):
+                net[0].weight.mul_(1.5)
 
 
 def check_data_parallel(rank, size):

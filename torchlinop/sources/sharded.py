@@ -113,8 +113,9 @@ def _require_usual_fsdp(where: str, module: nn.Module) -> None:
                 f"parameters of {', '.join(map(str, own))}, in which derivatives "
                 "are taken. Call fully_shard without mp_policy, or on model.to(dtype)."
             )
-    group = state._fsdp_param_group
-    if group is not None and not group.is_sharded:
+    # older versions of PyTorch have one group, or None
+    groups = vars(state).get("_fsdp_param_groups") or [vars(state).get("_fsdp_param_group")]
+    if any(group is not None and not group.is_sharded for group in groups):
         raise ValueError(
             f"{where} has whole parameters at the moment, which fully_shard frees before "
             "long: after an evaluation without a backward pass, for instance. Call "
