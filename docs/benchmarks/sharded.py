@@ -106,11 +106,9 @@ def lanczos(
             w -= coefficients @ known
             projected[: j + 1, j] += coefficients
         q = w / added(w.square().sum()).sqrt()
-    projected = (projected + projected.T) / 2
-    # off the diagonal, what rounding leaves below it is half of what is above it
-    above = 2 * projected.triu(1)
-    symmetric = projected.diag().diag() + above + above.T
-    return torch.linalg.eigvalsh(symmetric)[-1].item(), basis.nbytes
+    # what is above the diagonal counts: below it, the norms are not stored
+    values = torch.linalg.eigvalsh(projected, UPLO="U")
+    return values[-1].item(), basis.nbytes
 
 
 def _memory(name: str) -> int:
