@@ -229,7 +229,13 @@ def check_no_copies(rank, size):
 
 def check_wrong_groups(rank, size):
     m = model()
-    full = m, loss(), m.parameters(), data()
+    full = m, loss(), list(m.parameters()), data()
+    whole = dist.new_group(list(range(size)))
+    H = HessianLinearOperator(*full[:3], share(data(), rank, size), process_group=whole)
+    works(H, m)
+    dist.destroy_process_group(whole)
+    del whole
+    refused(RuntimeError, "has been destroyed", H.matvec, np.ones(H.shape[0]))
     other = dist.new_group([0])
     if rank == 0:
         HessianLinearOperator(*full, process_group=other)

@@ -17,6 +17,7 @@ from torchlinop import (
     HessianLinearOperator,
     JacobianLinearOperator,
     JacobiPreconditioner,
+    KFACLinearOperator,
     NystromPreconditioner,
     estimate,
 )
@@ -86,6 +87,22 @@ def check_inverses_and_estimates(rank, size):
             with torchlinop.monitor(A, max_products=3) as log:
                 eigsh(A, k=2)
             assert log.stopped == "max_products"
+
+
+def check_kronecker_factors(rank, size):
+    G, full = shared(GGNLinearOperator, rank, size)
+    K, _ = shared(KFACLinearOperator, rank, size)
+    inverse = K.inverse(damping=0.1)  # every rank has it
+    one = KFACLinearOperator(*full)
+    n = one.shape[0]
+    with driver(G, K) as (A, B):
+        if A is not None:
+            close(B.to_dense(), one.to_dense())
+            close(B @ np.ones(n), one @ torch.ones(n, dtype=torch.float64))
+            solve = CGInverseLinearOperator(A, damping=0.1, M=inverse, rtol=1e-12)
+            b = torch.ones(n, dtype=torch.float64)
+            damped = dense_ggn(*full) + 0.1 * torch.eye(n, dtype=torch.float64)
+            torch.testing.assert_close(solve @ b, torch.linalg.solve(damped, b))
 
 
 def check_jacobian(rank, size):

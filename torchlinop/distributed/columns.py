@@ -46,13 +46,11 @@ def _require_replicas(A: TorchLinearOperator, ranks: ProcessRanks) -> None:
 
     def facts() -> tuple[Any, ...]:
         generator = torch.Generator("cpu").manual_seed(0)
-        x = torch.randn(A.shape[1], 1, generator=generator, dtype=torch.float64)
-        product = A._product(x.to(A.device, A.torch_dtype))
-        # a coordinate of its own tells matrices apart that differ by a rotation
-        weights = torch.linspace(0, 1, len(product), dtype=torch.float64)
-        weights = weights.to(A.device)[:, None]
-        size = product.abs().double().norm()
-        place = (product.abs().double() * weights).norm()
+        x = torch.randn(A.shape[1], 1, generator=generator, device="cpu")
+        product = A._product(x.to(A.device, A.torch_dtype)).squeeze(1)
+        # entries count differently, so that a permutation is another matrix
+        weights = torch.linspace(0, 1, len(product), dtype=x.dtype, device="cpu")
+        size, place = product.norm(), (product * weights.to(product)).norm()
         return (A.shape, str(A.torch_dtype)), size.item(), place.item()
 
     told = ranks.together(facts, "splitting columns")

@@ -143,8 +143,8 @@ class _Session:
             )
         self._ranks = ranks
         self._operators = operators
-        self._like = torch.empty(0, dtype=operators[0].torch_dtype)
-        self._like = self._like.to(operators[0].device)
+        dtype, device = operators[0].torch_dtype, operators[0].device
+        self._like = torch.empty(0, dtype=dtype, device=device)
         #: length of the first message of each command, which fits into the shortest one
         self._first = _HEADER + min(min(A.shape) for A in operators)
         self._over = False
@@ -170,12 +170,14 @@ class _Session:
 
     def _send(self, command: int, index: int, x: Tensor) -> None:
         columns = x.shape[1] if x.ndim == 2 else 0
-        header = torch.tensor([command, index, columns], dtype=torch.int64)
+        header = torch.tensor([command, index, columns], device="cpu")
         size = max(self._first, _HEADER + x.numel())
         message = self._like.new_empty(size)
         message[:_HEADER] = header.to(message)
         message[_HEADER : _HEADER + x.numel()] = x.reshape(-1)
-        self._exchange(message, 0)
+        self._broadcast(message[: self._first])
+        if size > self._first:
+            self._broadcast(message[self._first :])
 
     # ------------------------------------------------------------ on the other ranks
 
@@ -184,7 +186,7 @@ class _Session:
         with self._ranks.line.interrupts.held():
             while True:
                 first = self._like.new_empty(self._first)
-                self._exchange(first, 0)
+                self._broadcast(first)
                 command, index, columns = map(int, first[:_HEADER].real.tolist())
                 if command == _STOP:
                     return self._leave(None)
@@ -195,23 +197,16 @@ class _Session:
                 if _HEADER + numel > self._first:
                     message = self._like.new_empty(_HEADER + numel)
                     message[: self._first] = first
-                    self._exchange(message, self._first)
+                    self._broadcast(message[self._first :])
                 x = message[_HEADER : _HEADER + numel].view(size, columns)
                 self._multiply(index, x, adjoint=adjoint)
 
     # -------------------------------------------------------------------- on all ranks
 
-    def _exchange(self, message: Tensor, done: int) -> None:
-        """Send a message, of which the first part was sent, or receive it."""
-        line = self._ranks.line
+    def _broadcast(self, part: Tensor) -> None:
+        """Send a part of a message, or receive it."""
         try:
-            if done == 0:
-                line.broadcast(message[: self._first], "waiting for rank 0")
-                done = self._first
-                if line.rank:
-                    return
-            if len(message) > done:
-                line.broadcast(message[done:], "waiting for rank 0")
+            self._ranks.line.broadcast(part, "waiting for rank 0")
         except BaseException:
             self._over = True
             raise

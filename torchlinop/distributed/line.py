@@ -22,7 +22,7 @@ from torchlinop.distributed.interrupts import HeldInterrupts
 #: seconds between two looks at whether another rank is in trouble
 _LOOK = 0.5
 #: seconds that ranks have to say that they are there, once one is missing
-_GRACE = 3.0
+_GRACE = 2.0
 
 
 class LostRankError(RuntimeError):
@@ -91,16 +91,16 @@ class Line:
 
     def all_reduce(self, tensor: Tensor, what: str) -> None:
         """Add up a tensor over the ranks, in place."""
+        group = self._group
         self._finish(
-            lambda: dist.all_reduce(tensor, group=self._group, async_op=True),
-            tensor,
-            what,
+            lambda: dist.all_reduce(tensor, group=group, async_op=True), tensor, what
         )
 
     def broadcast(self, tensor: Tensor, what: str) -> None:
         """Overwrite a tensor with that of rank 0."""
+        group = self._group
         self._finish(
-            lambda: dist.broadcast(tensor, self._first, group=self._group, async_op=True),
+            lambda: dist.broadcast(tensor, self._first, group=group, async_op=True),
             tensor,
             what,
         )
@@ -134,9 +134,9 @@ class Line:
             try:
                 work.wait(timedelta(seconds=_LOOK))
             except RuntimeError:
-                if work.is_completed():
-                    raise
-                return False
+                if not work.is_completed():
+                    return False
+                work.wait()  # raises what is wrong, unless it was done just now
             return True
         work.wait()  # orders the streams
         start = time.perf_counter()

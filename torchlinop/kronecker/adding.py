@@ -87,22 +87,19 @@ def accumulate(
 
 
 def add_up(risk: EmpiricalRisk, tensors: Sequence[Tensor]) -> None:
-    """Add tensors up over the processes, in place."""
+    """Add tensors of one dtype up over the processes, in place."""
     ranks = risk.options.ranks
-    if ranks.alone:
+    if ranks.alone or not tensors:
         return
-    for dtype in {tensor.dtype: None for tensor in tensors}:
-        own = [tensor for tensor in tensors if tensor.dtype == dtype]
-        like = torch.empty(0, dtype=dtype, device=risk.space.device)
-        sizes = [tensor.numel() for tensor in own]
-        total = ranks.sum(
-            lambda own=own: torch.cat([tensor.reshape(-1) for tensor in own]),  # type: ignore[misc]
-            like,
-            (sum(sizes),),
-            _DOING,
-        )
-        for tensor, part in zip(own, total.split(sizes), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+    sizes = [tensor.numel() for tensor in tensors]
+    total = ranks.sum(
+        lambda: torch.cat([tensor.reshape(-1) for tensor in tensors]),
+        tensors[0].new_empty(0),
+        (sum(sizes),),
+        _DOING,
+    )
+    for tensor, part in zip(tensors, total.split(sizes), strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def take_first(risk: EmpiricalRisk, tensors: Sequence[Tensor]) -> None:

@@ -93,7 +93,8 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
         A factor is not finite; the error names its layer and the batch.
     """
     structure, sums = accumulate(risk, settings, lambda s: _Moments(risk, settings, s))
-    total = sums.weight.item() or 1.0
+    ranks = risk.options.ranks
+    total = sum(ranks.together(lambda: sums.weight, "adding up weights")) or 1.0
     blocks = []
     for moment, plan in zip(sums.moments, structure.plans, strict=True):
         if isinstance(moment, MatrixMoments):
@@ -113,8 +114,8 @@ class _Moments:
     moments : list of MatrixMoments or VectorMoment
         Of the blocks.
     uncovered : UncoveredDiagonal
-    weight : Tensor
-        Of the data, ``(1,)``.
+    weight : float
+        Of this process's data.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class _Moments:
         like = torch.empty(0, dtype=space.dtype, device=space.device)
         self.moments = [_moment(plan, settings, like) for plan in structure.plans]
         self.uncovered = uncovered_diagonal(risk, structure.uncovered)
-        self.weight = torch.zeros(1, dtype=torch.float64)
+        self.weight = 0.0
         self._dtype = space.dtype
         self._forward_only = settings.fisher_type is FisherType.FORWARD_ONLY
 
@@ -146,7 +147,7 @@ class _Moments:
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""
-        parts = [self.weight, *self.uncovered.diagonals]
+        parts = list(self.uncovered.diagonals)
         for moment in self.moments:
             parts += moment.tensors()
         return parts

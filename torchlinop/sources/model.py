@@ -228,13 +228,14 @@ class ModelOnData:
         tensors: dict[str, Tensor] = {
             f"parameter {n!r}": self._whole(p) for n, p in self._params.items()
         }
+        chosen = {id(p) for p in self._params.values()}
         for module in self._modules:
             of = "" if module is self.model else f" of {type(module).__name__}"
             named = [*module.named_parameters(), *module.named_buffers()]
             tensors |= {
                 f"tensor {name!r}{of}": self._whole(tensor)
                 for name, tensor in named
-                if not any(tensor is p for p in self._params.values())
+                if id(tensor) not in chosen
             }
         return facts_of(plain, tensors)
 
