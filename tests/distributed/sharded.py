@@ -386,6 +386,8 @@ def check_errors(rank, size):
         sharded(mesh, mp_policy=policy),
         **world(),
     )
+    outermost = fully_shard(model(), mesh=mesh, mp_policy=policy)  # of all its layers
+    refused(ValueError, "MixedPrecisionPolicy", outermost, **world())
     parallel = parallelize_module(model(), mesh, {"0": ColwiseParallel()})
     refused(TypeError, r"parallelize_module.*before", parallel, **world())
     first = FullyShardedDataParallel(model(), device_id=torch.device("cpu"))

@@ -250,7 +250,9 @@ def _without_sharding(kind: type, state: dict) -> tuple[type, dict]:
         name: type(state[name])(
             (key, hook)
             for key, hook in state[name].items()
-            if not getattr(hook, "__module__", "").startswith("torch.distributed.fsdp.")
+            if not str(getattr(hook, "__module__", "")).startswith(
+                "torch.distributed.fsdp."
+            )
         )
         for name in names
     }

@@ -92,7 +92,10 @@ class ModelOnData:
     # ------------------------------------------------------------------ evaluation
 
     def leaves(self) -> list[Tensor]:
-        """Return fresh leaves that share the parameters' memory and version counters."""
+        """Return fresh leaves that share the parameters' memory and version counters.
+
+        Of those that are sharded, the whole ones that were gathered at the last look.
+        """
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             leaves = [self._whole(p).detach() for p in self._params.values()]
             if renormalizes(self.model):  # the model writes into its weights

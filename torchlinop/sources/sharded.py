@@ -105,7 +105,7 @@ def require_sharded(model: Any) -> None:
 def _require_usual_fsdp(where: str, module: nn.Module) -> None:
     state: Any = module._get_fsdp_state()  # type: ignore[operator]
     policy = state._mp_policy
-    own = {p.dtype for p in module.parameters(recurse=False)}
+    own = {p.dtype for p in module.parameters()}
     for dtype in (policy.param_dtype, policy.output_dtype):
         if dtype is not None and own - {dtype}:
             raise ValueError(
@@ -158,4 +158,4 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
 
 def _spreads_activations(hook: Any) -> bool:
     hook = getattr(hook, "func", hook)  # of a functools.partial
-    return getattr(hook, "__module__", "").startswith("torch.distributed.tensor.")
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.tensor.")
