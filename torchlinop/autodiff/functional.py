@@ -245,18 +245,15 @@ def _without_sharding(kind: type, state: dict) -> tuple[type, dict]:
     """Return the class and attributes that a module had before ``fully_shard``."""
     fsdp: Any = sys.modules["torch.distributed.fsdp"]
     plain = next(base for base in kind.__mro__ if not issubclass(base, fsdp.FSDPModule))
-    names = "_forward_pre_hooks", "_forward_hooks"
     hooks = {
-        name: type(state[name])(
-            (key, hook)
-            for key, hook in state[name].items()
-            if not str(getattr(hook, "__module__", "")).startswith(
-                "torch.distributed.fsdp."
-            )
-        )
-        for name in names
+        name: type(state[name])((k, h) for k, h in state[name].items() if not _of_fsdp(h))
+        for name in ("_forward_pre_hooks", "_forward_hooks")
     }
     return plain, state | hooks
+
+
+def _of_fsdp(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 #: types that refer to nothing if they are empty
