@@ -87,7 +87,7 @@ def compare(operator, dense):
         close(operator @ v, dense @ v)
 
 
-def check_a_matrices(rank, size):
+def check_matrices(rank, size):
     m, whole = sharded(mesh_of(size)), model()
     own = share(data(), rank, size)
     for kind, dense in (
@@ -230,6 +230,37 @@ def check_placements(rank, size):
     compare(HessianLinearOperator(m, loss(), m.parameters(), own, **world()), expected)
 
 
+class Recurrent(nn.Module):
+    """A weight that two layers share, layers with lists of weights, buffers, a scalar."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.recurrent = nn.LSTM(4, 4, batch_first=True)
+        self.normalization = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embedding.weight
+        self.scale = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, X):
+        last = self.recurrent(self.embedding(X))[0][:, -1]
+        return self.scale * self.head(self.normalization(last))
+
+
+def check_kinds_of_layers(rank, size):
+    torch.manual_seed(0)
+    whole = Recurrent().double().eval()
+    whole.normalization.running_mean.normal_()
+    m = copy.deepcopy(whole)
+    fully_shard([m.recurrent, m.normalization], mesh=mesh_of(size))  # as one group
+    fully_shard(m, mesh=mesh_of(size))
+    X, y = torch.randint(5, (6, 3)), torch.randint(5, (6,))
+    mean = nn.CrossEntropyLoss()
+    own = [(X[rank::size], y[rank::size])]
+    H = HessianLinearOperator(m, mean, m.parameters(), own, **world())
+    compare(H, dense_hessian(whole, mean, whole.parameters(), [(X, y)]))
+
+
 def check_function_of_sharded_tensors(rank, size):
     tensors = {
         "w": torch.arange(12.0, dtype=torch.float64).view(4, 3) / 10,
@@ -238,9 +269,6 @@ def check_function_of_sharded_tensors(rank, size):
 
     def function(params, X):
         return torch.tanh(X @ params["w"]) + params["b"]
-
-    def whole(params):
-        return [params["w"].double(), params["b"]]
 
     placed = {
         name: distribute_tensor(t, mesh_of(size), [Shard(0)]) for name, t in tensors.items()
@@ -276,8 +304,7 @@ def check_sharded_vectors(rank, size):
                 assert local.untyped_storage().nbytes() == local.nbytes
                 like = distribute_tensor(its @ v, mesh_of(size), placements)
                 close(local, like.to_local())
-            single = (H @ x.to(torch.float32)).dtype
-            assert single == torch.float64
+            assert (H @ x.to(torch.float32)).dtype == torch.float64
     x = distribute_tensor(v, mesh_of(size), [Shard(0)])
     close((x.T @ H).full_tensor(), v.T @ dense)
     close(H.matmat(x).full_tensor(), dense @ v)
