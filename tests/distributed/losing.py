@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torchlinop import HessianLinearOperator
+import torch.distributed as dist
+from torchlinop import GGNLinearOperator, HessianLinearOperator
 from torchlinop.distributed import LostRankError, driver
 
 from tests.distributed import checking
 from tests.distributed.mishaps import Mishap, built
+from tests.distributed.problems import data, loss, share
 
 
 def killed(H, m, rank, size):
@@ -30,9 +33,18 @@ def killed(H, m, rank, size):
 def late(H, m, rank, size):
     """Rank 1 takes longer than the group waits."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if rank == 1:
-        m.happening = lambda: time.sleep(4)
-    H @ torch.ones(H.shape[0], dtype=torch.float64)
+    ones = torch.ones(H.shape[0], dtype=torch.float64)
+    H @ ones  # what takes time once is over
+    impatient = dist.new_group(range(size), timeout=timedelta(seconds=3))
+    own = share(data(), rank, size)
+    G = GGNLinearOperator(
+        m, loss(), m.parameters(), own, cache=False, process_group=impatient
+    )
+    G @ ones
+    seconds = [6]
+    if rank == 1:  # once, of several times that the model is evaluated
+        m.happening = lambda: time.sleep(seconds.pop() if seconds else 0)
+    G @ ones
 
 
 def interrupted(H, m, rank, size):
@@ -45,7 +57,7 @@ def interrupted(H, m, rank, size):
 
 def main():
     folder, name = sys.argv[1:3]
-    rank, size = checking.start(timeout=2 if name == "late" else 20)
+    rank, size = checking.start()
     m = Mishap()
     H = built(HessianLinearOperator, m, rank, size, cache=False)
     try:

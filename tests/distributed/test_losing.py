@@ -27,7 +27,7 @@ def test_late(tmp_path):
     torchrun("tests.distributed.losing", 2, tmp_path, "late")
     message, ranks = told(tmp_path, 0)
     assert ranks == [1], message
-    assert "while multiplying with HessianLinearOperator" in message
+    assert "while multiplying with GGNLinearOperator" in message
     message, ranks = told(tmp_path, 1)
     assert "the others have given up waiting for it" in message
 
