@@ -149,6 +149,11 @@ def check_model_is_left_and_trains_on(rank, size):
         optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
         loss()(net(X), y).backward()
         optimizer.step()
+    gradient = H.space.to_vector(p.grad for p in m.parameters())
+    close(gradient, torch.cat([p.grad.flatten() for p in whole.parameters()]))
+    spread = distribute_tensor(gradient, mesh_of(size), [Shard(0)])
+    for p, part in zip(whole.parameters(), H.space.to_named(spread).values(), strict=True):
+        close(p.grad, part)
     close(m[0].weight.full_tensor(), whole[0].weight)  # trained alike
     expected = dense_hessian(whole, loss(), whole.parameters(), data())
     compare(H, expected)
