@@ -26,6 +26,7 @@ LAYERS = [
         "_files",
         "_interchange",
         "_space",
+        "_spread",
         "autodiff",
         "data",
     ],

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchlinop._spread import whole
 from torchlinop.distributed.interrupts import HeldInterrupts
 
 #: seconds between two looks at whether another rank is in trouble
@@ -103,6 +104,15 @@ class Line:
             tensor,
             what,
         )
+
+    def whole(self, tensor: Tensor, what: str) -> Tensor:
+        """Gather a tensor that is spread over the ranks."""
+        try:
+            return whole(tensor)
+        except RuntimeError as error:
+            if "No backend type" in str(error):
+                raise
+            raise self._lost(error, what) from error
 
     def _finish(self, start: Callable[[], Any], tensor: Tensor, what: str) -> None:
         try:

@@ -6,7 +6,7 @@ import math
 import weakref
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from torchlinop._spread import whole
 from torchlinop.distributed.checksums import checksum
 from torchlinop.distributed.line import Line
 
@@ -29,10 +30,13 @@ class Ranks(ABC):
         Whether there is one process only.
     rank : int
         Of this process among them.
+    members : tuple of int
+        What the whole program numbers them by.
     """
 
     alone: bool
     rank: int
+    members: tuple[int, ...]
 
     @abstractmethod
     def sum(
@@ -61,6 +65,10 @@ class Ranks(ABC):
         """
 
     @abstractmethod
+    def whole(self, tensors: Sequence[Tensor], what: str) -> list[Tensor]:
+        """Return all of tensors that are spread over the processes (``DTensor``)."""
+
+    @abstractmethod
     def together(self, find: Callable[[], Found], what: str) -> list[Found]:
         """Return what ``find`` returns on every rank, by rank.
 
@@ -78,12 +86,17 @@ class Alone(Ranks):
     """One process that has all of the data."""
 
     alone, rank = True, 0
+    members = ()  # whatever it is
 
     def sum(
         self, part: Callable[[], Tensor], x: Tensor, shape: tuple[int, ...], what: str
     ) -> Tensor:
         """Return the only contribution."""
         return part()
+
+    def whole(self, tensors: Sequence[Tensor], what: str) -> list[Tensor]:
+        """Return the tensors."""
+        return [whole(tensor) for tensor in tensors]
 
     def together(self, find: Callable[[], Found], what: str) -> list[Found]:
         """Return the only finding."""
@@ -107,6 +120,7 @@ class ProcessRanks(Ranks):
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.line = Line(group)
         self.rank = self.line.rank
+        self.members = tuple(dist.get_process_group_ranks(group))
         #: whether a driver decides what the ranks do
         self.driven = False
         #: whether this rank does what the driver has told all to do: 2 at once, 1 so far
@@ -140,6 +154,13 @@ class ProcessRanks(Ranks):
             if total[-1] != 0:
                 self.line.raise_together(error, what)
             return total[:-1].view(shape)
+
+    def whole(self, tensors: Sequence[Tensor], what: str) -> list[Tensor]:
+        """Gather tensors, once all ranks are there."""
+        with self._conversation(what):
+            self._told = min(self._told, 1)
+            self._require_same(what, None)
+            return [self.line.whole(tensor, what) for tensor in tensors]
 
     def together(self, find: Callable[[], Found], what: str) -> list[Found]:
         """Gather findings."""

@@ -31,6 +31,7 @@ from torchlinop.sources.checks import (
 )
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
+from torchlinop.sources.sharded import WholeTensors, require_sharded
 
 Told = TypeVar("Told")
 
@@ -67,7 +68,9 @@ class ModelOnData:
         self.model = model
         self.options = options
         self._as_mapping = isinstance(params, Mapping)
+        require_sharded(model)
         self._params = named_parameters(model, params)
+        self._whole = WholeTensors(model, self._params, options.ranks)
         require_replaceable(model, self._params)
         self.space = ParameterSpace(self._params)
         self.batches = DataSource(
@@ -89,9 +92,12 @@ class ModelOnData:
     # ------------------------------------------------------------------ evaluation
 
     def leaves(self) -> list[Tensor]:
-        """Return fresh leaves that share the parameters' memory and version counters."""
+        """Return fresh leaves that share the parameters' memory and version counters.
+
+        Of those that are sharded, the whole ones that were gathered at the last look.
+        """
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
-            leaves = [p.detach() for p in self._params.values()]
+            leaves = [self._whole(p).detach() for p in self._params.values()]
             if renormalizes(self.model):  # the model writes into its weights
                 leaves = [leaf.clone() for leaf in leaves]
             return [leaf.requires_grad_() for leaf in leaves]
@@ -132,13 +138,12 @@ class ModelOnData:
         written = renormalizes(model)
         chosen = self._chosen(leaves)
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
-            constants = {
-                id(p): p.detach().clone() if written else p.detach()
-                for p in model.parameters()
-                if id(p) not in chosen
-            }
+            others = [p for p in model.parameters() if id(p) not in chosen]
+            constants = {id(p): self._whole(p).detach() for p in others}
+            if written:
+                constants = {key: p.clone() for key, p in constants.items()}
             # buffers may be written to: running statistics, counters
-            constants |= {id(b): b.clone() for b in model.buffers()}
+            constants |= {id(b): self._whole(b).clone() for b in model.buffers()}
         return with_tensors(model, constants | chosen)
 
     def require_unchanged(self, batch: Batch) -> None:
@@ -204,6 +209,7 @@ class ModelOnData:
         """
         ranks = self.options.ranks
         looks: list[Look] = []
+        self._whole.gather()
 
         def here() -> tuple[int, Facts, Told]:
             looks.append(self._look_here(evaluate, visit))
@@ -223,14 +229,14 @@ class ModelOnData:
             "settings of the loss": [fact() for fact in self._facts],
         }
         tensors: dict[str, Tensor] = {
-            f"parameter {n!r}": p for n, p in self._params.items()
+            f"parameter {n!r}": self._whole(p) for n, p in self._params.items()
         }
         chosen = {id(p) for p in self._params.values()}
         for module in self._modules:
             of = "" if module is self.model else f" of {type(module).__name__}"
             named = [*module.named_parameters(), *module.named_buffers()]
             tensors |= {
-                f"tensor {name!r}{of}": tensor
+                f"tensor {name!r}{of}": self._whole(tensor)
                 for name, tensor in named
                 if id(tensor) not in chosen
             }
@@ -248,7 +254,7 @@ class ModelOnData:
             require_evaluation_mode(self.model)
         if options.check_finite:
             for name, p in self._params.items():
-                require_finite(p, f"parameter {name!r}")
+                require_finite(self._whole(p), f"parameter {name!r}")
         watch = Watch(  # before the data is read
             [*self._params.values(), *self.batches.lasting_tensors()],
             modules=self._modules,

@@ -44,7 +44,8 @@ class EmpiricalRisk:
         A module, or a function ``(params, X) -> prediction`` that takes the parameters
         as the list or dict given in ``params``. Of a module that is wrapped
         (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) the inner one
-        is evaluated.
+        is evaluated; one whose parameters are sharded (``fully_shard``, ``DTensor``), with
+        whole ones, which needs ``process_group``.
     loss_function
         ``CrossEntropyLoss``, ``MSELoss``, ``BCEWithLogitsLoss`` (closed forms), another
         loss of :mod:`torch.nn` that averages over elements, or any callable
