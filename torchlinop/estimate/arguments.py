@@ -36,9 +36,14 @@ def not_empty(A: TorchLinearOperator, what: str) -> TorchLinearOperator:
 
 def positive_count(name: str, value: int) -> int:
     """Return an integer that is at least 1."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    try:
+        number = int(value)
+        good = not isinstance(value, bool) and number == value and number >= 1
+    except (TypeError, ValueError, OverflowError):  # text, a list, NaN, infinity
+        good = False
+    if not good:
         raise ValueError(f"{name} has to be an integer of at least 1, got {value!r}.")
-    return int(value)
+    return number
 
 
 def integer_seed(seed: int) -> int:
@@ -51,8 +56,11 @@ def integer_seed(seed: int) -> int:
 
 def at_least_zero(name: str, value: float) -> float:
     """Return a real number that is not negative."""
-    number = float(value)
-    if not (np.isfinite(number) and number >= 0):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} has to be a finite number >= 0, got {value!r}.")
     return number
 

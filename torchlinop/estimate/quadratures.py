@@ -66,7 +66,7 @@ class Quadratures:
             if self._limit is None:
                 if not len(before):
                     continue
-                changes.append(abs(float((samples - before).mean())))
+                changes.append(float(abs((samples - before).mean())))
                 self._change = changes[-1]
             value, error = mean_and_stderr(samples)
             expected = error * math.sqrt(count * steps / max(limit, count * steps))

@@ -96,13 +96,15 @@ class Recurrence:
         """Differences of numbers that agree where the matrix is symmetric.
 
         In the first step those of one vector and another; in the second, where most of each
-        vector is the first one's product, those of the first and the second.
+        vector is the first one's product, those of the first and the second. The latter
+        need not be orthogonal: of the identity it is made of rounding errors.
         """
         if self.steps == 0:
             products = self._q.conj() @ w.T
             return products - products.mH
         if self.steps == 1 and self._previous is not None:
-            return _dots(self._previous, w) - self._beta
+            along = self._coefficients[0][0] * _dots(self._previous, self._q)
+            return _dots(self._previous, w) - along - self._beta * _dots(self._q, self._q)
         return None
 
     @property
