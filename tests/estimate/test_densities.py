@@ -51,6 +51,14 @@ def test_identity_with_rounding_errors(scale, dtype):
     assert high.value == pytest.approx(0)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 7.0])
+def test_a_single_point(scale):
+    p = estimate.spectral_density(with_spectrum(torch.full((50,), scale)))
+    x = p.grid()
+    assert x[0] < scale < x[-1]
+    assert trapezoid(p.density(x), x) == pytest.approx(1, abs=1e-3)
+
+
 def test_quadrature_is_exact_for_polynomials():
     """Of degree up to twice the steps less one, for each vector."""
     A = with_spectrum(UNIFORM)

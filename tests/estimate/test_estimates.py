@@ -283,6 +283,22 @@ def test_errors_name_the_function(estimator):
             estimator(decaying(), damping=damping)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e21, 1e30])
+def test_sizes_beyond_the_range_of_squares(scale):
+    """Of which nothing is known in float32: no answer is better than a wrong one."""
+    A = (decaying() * scale).float()
+    for estimator in (
+        estimate.spectral_density,
+        estimate.eigsh,
+        estimate.frobenius_norm,
+        lambda A: estimate.trace(A, method="xnystrace", num_matvecs=20),
+    ):
+        with pytest.raises(np.linalg.LinAlgError, match=r"beyond the range of .* \* A, or"):
+            estimator(A)
+    found = estimate.eigsh(A.double())
+    assert found.eigenvalues[-1].item() == pytest.approx(scale, rel=1e-5)
+
+
 def test_a_function_may_be_complex():
     A = decaying()
     found = estimate.function_trace(A, lambda x: np.exp(1j * x), rtol=0.02)

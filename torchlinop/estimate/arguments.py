@@ -90,6 +90,18 @@ def require_finite(x: Tensor, what: str) -> None:
         )
 
 
+def require_squares(x: Tensor, what: str) -> None:
+    """Refuse products of which the squares are beyond the range of the dtype."""
+    largest, info = float(x.abs().max()), torch.finfo(x.dtype)
+    low, high = 100 * math.sqrt(info.tiny), 0.01 * math.sqrt(info.max / x.numel())
+    if math.isfinite(largest) and largest and not low < largest < high:
+        raise np.linalg.LinAlgError(
+            f"{what}: entries of products are about {largest:.1e}, and squares of such "
+            f"numbers are beyond the range of {x.dtype}. Take {0.1 / largest:.0e} * A, "
+            "or float64."
+        )
+
+
 def require_symmetric(defect: float, norm: float, eps: float) -> None:
     """Refuse a matrix of which ``Q^H A Q`` differs from its adjoint by this much."""
     if defect > 4 * math.sqrt(eps) * norm:

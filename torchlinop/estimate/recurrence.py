@@ -17,7 +17,11 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import require_finite, require_symmetric
+from torchlinop.estimate.arguments import (
+    require_finite,
+    require_squares,
+    require_symmetric,
+)
 from torchlinop.estimate.sketches import on_host
 
 
@@ -71,6 +75,8 @@ class Recurrence:
         for _ in range(steps):
             q = self._q
             w = self._A._product(q.T).T
+            if not self.steps:
+                require_squares(w, "Lanczos' recurrence")
             alpha = _dots(q, w)
             defect = self._defect(w)
             if self._previous is not None:
