@@ -90,7 +90,7 @@ def monitor(
     TypeError
         ``A`` is not one of our operators.
     ValueError
-        A budget is not positive, or no integer where it counts, or ``b`` does not fit.
+        A budget is not positive, or ``b`` does not fit.
 
     Notes
     -----

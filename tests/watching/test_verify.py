@@ -163,9 +163,10 @@ def test_a_complete_list(clustered, seed):
     assert verify.complete(A, SPECTRUM[-6:], V[:, -6:], which="LM", seed=seed)
 
 
-def test_a_list_of_all_there_is():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_list_of_all_there_is(dtype):
     """What is left is zero but for rounding errors."""
-    A, V = with_spectrum(SPECTRUM[-40:])
+    A, V = with_spectrum(SPECTRUM[-40:], dtype)
     for which in ("LA", "SA", "LM"):
         result = verify.complete(A, SPECTRUM[-40:], V, which=which)
         assert result, result

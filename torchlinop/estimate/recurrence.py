@@ -75,7 +75,7 @@ class Recurrence:
         for _ in range(steps):
             q = self._q
             w = self._A._product(q.T).T
-            if not self.steps:
+            if not (self.steps or self._norm):
                 require_squares(w, "Lanczos' recurrence")
             alpha = _dots(q, w)
             defect = self._defect(w)
