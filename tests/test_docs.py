@@ -99,3 +99,20 @@ def test_gallery_runs(script, capsys):
 
     plt.close("all")
     assert capsys.readouterr().out
+
+
+def test_page_of_the_estimators_is_what_the_benchmark_prints(monkeypatch):
+    """All but the rows, which are measured, and the versions in the last line."""
+    folder = ROOT / "docs" / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    page = (folder / "estimators.md").read_text()
+    tables = re.findall(r"\| ---.*\n((?:\|.*\n)+)", page)
+    found = dict(
+        zip(
+            ("traces", "densities", "eigensolvers"),
+            [table.splitlines() for table in tables],
+            strict=True,
+        )
+    )
+    printed = runpy.run_path(str(folder / "estimators.py"))["page"](found)
+    assert page.splitlines()[:-1] == printed.splitlines()[:-1]
