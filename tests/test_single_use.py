@@ -56,6 +56,15 @@ def test_equals_what_is_kept(kind, problem):
     assert getattr(passing, "_jacobian", passing)._maps.nbytes == 0
 
 
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("long", [1, columns._LONG])
+def test_no_columns(kind, long, monkeypatch):
+    """From some length on columns are copied one by one, and there is none."""
+    monkeypatch.setattr(columns, "_LONG", long)
+    for A in both(kind, *classification().arguments):
+        assert (A @ np.ones((A.shape[1], 0))).shape == (A.shape[0], 0)
+
+
 def test_when_the_rest_does_not_fit():
     problem = classification()
     for kind in (HessianLinearOperator, GGNLinearOperator):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -124,6 +125,8 @@ class Checkpoint:
             "dtype": str(first.torch_dtype).removeprefix("torch."),
             **arguments,
         }
+        # as they will be read: NumPy's integers, say, are numbers
+        facts = json.loads(json.dumps(facts, default=np.generic.item))
         run = _FileRun(self, facts, prints)
         if os.path.exists(self.path):
             tolerance = torch.finfo(first.torch_dtype).eps ** (2 / 3)
@@ -268,7 +271,7 @@ def _fingerprint(block: Tensor, z: Tensor) -> Tensor:
         product = torch.view_as_real(column * z) if block.is_complex() else column * z
         parts = product.reshape(len(z), -1).tensor_split(_PARTS)
         rows.append(torch.stack([part.sum(dim=0) for part in parts]))
-    return torch.stack(rows).cpu()
+    return torch.stack(rows).cpu() if rows else torch.zeros(0, _PARTS, 1, device="cpu")
 
 
 def _distance(here: Tensor, there: Tensor) -> float:
