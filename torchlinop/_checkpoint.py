@@ -111,14 +111,18 @@ class Checkpoint:
         first = next(A for A in operators.values() if A is not None)
         generator = torch.Generator("cpu").manual_seed(0)
         longest = max(first.shape)
-        z = torch.randn(longest, generator=generator, dtype=torch.float64, device="cpu")
-        z = z.to(first.device)
+        drawn = torch.randn(
+            2, longest, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        z, other = drawn.to(first.device)  # z^T A z would not see a skew-symmetric part
         prints = {
-            what: _fingerprint(_image(A, z), z)
+            what: _fingerprint(_image(A, z), other)
             for what, A in operators.items()
             if A is not None
         }
-        prints |= {what: _fingerprint(v, z) for what, v in vectors.items() if v is not None}
+        prints |= {
+            what: _fingerprint(v, other) for what, v in vectors.items() if v is not None
+        }
         facts = {
             "run": name,
             "shape": list(first.shape),

@@ -63,6 +63,17 @@ def test_the_same_to_rounding_is_not_refused(path):
     np.testing.assert_allclose(eigsh(A, path).eigenvalues, EIGENVALUES[-5:], rtol=1e-6)
 
 
+def test_a_skew_symmetric_part_is_another_matrix(tmp_path):
+    """Also where it is within a part of the vector of which there is one number."""
+    path, matrix = tmp_path / "run", np.diag(np.arange(1.0, 641.0))
+    with torchlinop.monitor(A := aslinearoperator(matrix), checkpoint=path):
+        A @ np.ones(640)
+    matrix[0, 1], matrix[1, 0] = 5, -5
+    monitored = torchlinop.monitor(aslinearoperator(matrix), checkpoint=path)
+    with pytest.raises(StoredFileError, match="A is another: it differs by"), monitored:
+        pass
+
+
 def test_another_kind_of_run_is_refused(path):
     match = "run is 'spectral_density', in the file 'eigsh'. Delete"
     with pytest.raises(StoredFileError, match=match):
