@@ -101,12 +101,18 @@ class Checkpoint:
             The file is of something else, or truncated.
         FileNotFoundError
             There is no such folder.
+        IsADirectoryError
+            The path is that of a folder.
         """
         safetensors()  # now, and not when there is something to lose
         folder = os.path.dirname(os.path.abspath(self.path))
         if not os.path.isdir(folder):
             raise FileNotFoundError(
                 f"There is no folder {folder} to write a checkpoint to."
+            )
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(
+                f"{self.path} is a folder. Pass the path of a file in it for a checkpoint."
             )
         first = next(A for A in operators.values() if A is not None)
         generator = torch.Generator("cpu").manual_seed(0)

@@ -121,6 +121,8 @@ def test_a_folder_that_is_not_there_is_noticed_at_once(tmp_path):
     A = Counted()
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write a checkpoi"):
         eigsh(A, tmp_path / "nowhere" / "run")
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass the path of a file"):
+        eigsh(A, tmp_path)
     assert A.count == 0
 
 
