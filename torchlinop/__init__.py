@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from importlib import import_module
 from pathlib import Path
+from threading import RLock
 
 __version__ = "0.1.0"
 
@@ -22,15 +23,19 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+#: modules import one another, and a thread each may hold what the other one waits for
+_IMPORTING = RLock()
+
 
 def __getattr__(name: str) -> object:
     """Import a public name at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] == __name__:
-        return import_module(f"{__name__}.{name}")
-    globals()[name] = value = getattr(import_module(_HOMES[name]), name)
-    return value
+    with _IMPORTING:
+        if _HOMES[name] == __name__:
+            return import_module(f"{__name__}.{name}")
+        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
+        return value
 
 
 def __dir__() -> list[str]:
