@@ -56,6 +56,15 @@ def test_equals_what_is_kept(kind, problem):
     assert getattr(passing, "_jacobian", passing)._maps.nbytes == 0
 
 
+@pytest.mark.parametrize("kind", MATRICES)
+@pytest.mark.parametrize("long", [1, columns._LONG])
+def test_no_columns(kind, long, monkeypatch):
+    """From some length on columns are copied one by one, and there is none."""
+    monkeypatch.setattr(columns, "_LONG", long)
+    for A in both(kind, *classification().arguments):
+        assert (A @ np.ones((A.shape[1], 0))).shape == (A.shape[0], 0)
+
+
 def test_when_the_rest_does_not_fit():
     problem = classification()
     for kind in (HessianLinearOperator, GGNLinearOperator):
@@ -272,6 +281,22 @@ class _Late(nn.Module):
 def test_a_later_batch_without_forward_mode():
     model, loss, params, data = classification()
     model = nn.Sequential(model, _Late())
+    kept, passing = both(GGNLinearOperator, model, loss, params, data)
+    for _ in range(3):
+        v = torch.randn(kept.shape[1], dtype=torch.float64)
+        torch.testing.assert_close(passing @ v, kept @ v, **CLOSE)
+
+
+class _LateAndWrong(nn.Module):
+    """Calls a function with another derivative in forward mode on short batches only."""
+
+    def forward(self, x):
+        return _WrongJvp.apply(x) if len(x) < 4 else x.sin()
+
+
+def test_a_later_batch_with_another_forward_mode():
+    model, loss, params, data = classification()
+    model = nn.Sequential(model, _LateAndWrong())
     kept, passing = both(GGNLinearOperator, model, loss, params, data)
     for _ in range(3):
         v = torch.randn(kept.shape[1], dtype=torch.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -100,6 +101,8 @@ class Checkpoint:
             The file is of something else, or truncated.
         FileNotFoundError
             There is no such folder.
+        IsADirectoryError
+            The path is that of a folder.
         """
         safetensors()  # now, and not when there is something to lose
         folder = os.path.dirname(os.path.abspath(self.path))
@@ -107,23 +110,33 @@ class Checkpoint:
             raise FileNotFoundError(
                 f"There is no folder {folder} to write a checkpoint to."
             )
+        if os.path.isdir(self.path):
+            raise IsADirectoryError(
+                f"{self.path} is a folder. Pass the path of a file in it for a checkpoint."
+            )
         first = next(A for A in operators.values() if A is not None)
         generator = torch.Generator("cpu").manual_seed(0)
         longest = max(first.shape)
-        z = torch.randn(longest, generator=generator, dtype=torch.float64, device="cpu")
-        z = z.to(first.device)
+        drawn = torch.randn(
+            2, longest, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        z, other = drawn.to(first.device)  # z^T A z would not see a skew-symmetric part
         prints = {
-            what: _fingerprint(_image(A, z), z)
+            what: _fingerprint(_image(A, z), other)
             for what, A in operators.items()
             if A is not None
         }
-        prints |= {what: _fingerprint(v, z) for what, v in vectors.items() if v is not None}
+        prints |= {
+            what: _fingerprint(v, other) for what, v in vectors.items() if v is not None
+        }
         facts = {
             "run": name,
             "shape": list(first.shape),
             "dtype": str(first.torch_dtype).removeprefix("torch."),
             **arguments,
         }
+        # as they will be read: NumPy's integers, say, are numbers
+        facts = json.loads(json.dumps(facts, default=np.generic.item))
         run = _FileRun(self, facts, prints)
         if os.path.exists(self.path):
             tolerance = torch.finfo(first.torch_dtype).eps ** (2 / 3)
@@ -268,7 +281,7 @@ def _fingerprint(block: Tensor, z: Tensor) -> Tensor:
         product = torch.view_as_real(column * z) if block.is_complex() else column * z
         parts = product.reshape(len(z), -1).tensor_split(_PARTS)
         rows.append(torch.stack([part.sum(dim=0) for part in parts]))
-    return torch.stack(rows).cpu()
+    return torch.stack(rows).cpu() if rows else torch.zeros(0, _PARTS, 1, device="cpu")
 
 
 def _distance(here: Tensor, there: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,7 @@ class Hosting:
         self._source, self._linearizer = source, linearizer
         self._room = budget
         self.pays = pays
+        self._data: list[weakref.ref[Tensor]] = []
 
     def linearized(self, batch: Batch, device_room: float) -> HostedRows | None:
         """Linearize a batch onto the host; None where it is to be computed anew.
@@ -64,6 +66,7 @@ class Hosting:
             if rows.host_bytes > self._room or rows.nbytes > device_room:
                 self._room = 0.0
                 return None
+            own.leave()  # before it is tried: some evaluate the model in each product
             if self.pays is None:
                 self.pays = self._is_quicker(rows, batch)
         except Exception:  # graphs that cannot be moved, no memory: the other way tells
@@ -71,8 +74,19 @@ class Hosting:
         if not self.pays:
             return None
         self._room -= rows.host_bytes
-        own.leave()
+        if not source.batches.lasts:  # else the source watches them
+            owners = (t if t._base is None else t._base for t in batch.sources)
+            self._data += [weakref.ref(t) for t in owners]
         return rows
+
+    def living_data(self) -> list[Tensor]:
+        """Data of what is on the host that somebody else holds, and may change.
+
+        Asked for once, after a pass. A loader's own batches are gone by then.
+        """
+        living = [t for ref in self._data if (t := ref()) is not None]
+        self._data.clear()
+        return living
 
     def _is_quicker(self, rows: HostedRows, batch: Batch) -> bool:
         space = self._source.space

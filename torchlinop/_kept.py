@@ -204,6 +204,9 @@ class KeptLinearizations(Generic[Map]):
                 linear_map = self._linearizer.linearize(batch)
                 kept.add(batch, linear_map)
             yield linear_map
+        del batch  # which nobody else may hold
+        if living := self._hosting.living_data():
+            kept.watches.append(Watch(living))
         if len(kept.maps) == batches.num_batches:
             self._gather_all(kept)
             batches.rest()

@@ -264,3 +264,74 @@ def test_memory_is_flat_from_the_first_batch_to_the_last(workers, budget):
     assert len(used) >= 40 - 3
     used = used[len(used) // 4 :]
     assert max(used) - min(used) < 32 << 20  # of 160
+
+
+class _Square(torch.autograd.Function):
+    """Whose Jacobian is computed by evaluating the model again in each product."""
+
+    @staticmethod
+    def forward(x):
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g * ctx.saved_tensors[0]
+
+    @staticmethod
+    def jvp(ctx, t):
+        return 2 * t * ctx.saved_tensors[0]
+
+
+class _Squares(nn.Module):
+    def forward(self, x):
+        return _Square.apply(x)
+
+
+def test_what_evaluates_the_model_again_is_not_on_the_host(arguments, monkeypatch):
+    monkeypatch.setattr(_hosting, "_PAYS", float("inf"))
+    arguments[0][1] = _Squares()
+    # for probabilities and targets of the batches, which stay on the device
+    options = {"memory_budget": N * 5 * 8, "host_memory_budget": 1e9}
+    A = GGNLinearOperator(*arguments, **options)
+    v = torch.randn(A.shape[1], dtype=torch.float64)
+    expected = GGNLinearOperator(*arguments, cache=False) @ v
+    for _ in range(3):
+        torch.testing.assert_close(A @ v, expected, **CLOSE)
+    assert not on_the_host(A)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("behind", [False, True])
+def test_changes_of_data_that_somebody_holds_are_noticed(
+    arguments, parts, behind, monkeypatch
+):
+    """As where all is on the device; ``behind``: the version counter."""
+    monkeypatch.setattr(_hosting, "_PAYS", float("inf"))
+    X, y = arguments[3].dataset.tensors
+    batches = [
+        (x.clone() if parts else x, t) for x, t in zip(X.split(6), y.split(6), strict=True)
+    ]
+
+    class Loader:
+        def __iter__(self):
+            for i, (x, t) in enumerate(batches):
+                yield x if parts else X[6 * i : 6 * i + 6], t
+
+    # for probabilities and targets of the batches, which stay on the device
+    options = {"memory_budget": N * 5 * 8, "host_memory_budget": 1e9}
+    A = GGNLinearOperator(*arguments[:3], Loader(), **options)
+    v = torch.randn(A.shape[1], dtype=torch.float64)
+    for _ in range(2):  # the batch that was too much is linearized again
+        before = A @ v
+    assert len(on_the_host(A)) == len(batches)
+    changed = batches[-1][0]
+    (changed.data if behind else changed).mul_(3)
+    expected = GGNLinearOperator(*arguments[:3], batches, cache=False) @ v
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(A @ v, expected, **CLOSE)

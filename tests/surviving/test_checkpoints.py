@@ -12,6 +12,7 @@ from torchlinop import (
     CGInverseLinearOperator,
     Checkpoint,
     DiagonalLinearOperator,
+    GGNLinearOperator,
     StoredFileError,
     aslinearoperator,
     estimate,
@@ -62,6 +63,17 @@ def test_the_same_to_rounding_is_not_refused(path):
     np.testing.assert_allclose(eigsh(A, path).eigenvalues, EIGENVALUES[-5:], rtol=1e-6)
 
 
+def test_a_skew_symmetric_part_is_another_matrix(tmp_path):
+    """Also where it is within a part of the vector of which there is one number."""
+    path, matrix = tmp_path / "run", np.diag(np.arange(1.0, 641.0))
+    with torchlinop.monitor(A := aslinearoperator(matrix), checkpoint=path):
+        A @ np.ones(640)
+    matrix[0, 1], matrix[1, 0] = 5, -5
+    monitored = torchlinop.monitor(aslinearoperator(matrix), checkpoint=path)
+    with pytest.raises(StoredFileError, match="A is another: it differs by"), monitored:
+        pass
+
+
 def test_another_kind_of_run_is_refused(path):
     match = "run is 'spectral_density', in the file 'eigsh'. Delete"
     with pytest.raises(StoredFileError, match=match):
@@ -109,6 +121,8 @@ def test_a_folder_that_is_not_there_is_noticed_at_once(tmp_path):
     A = Counted()
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere to write a checkpoi"):
         eigsh(A, tmp_path / "nowhere" / "run")
+    with pytest.raises(IsADirectoryError, match=r"is a folder\. Pass the path of a file"):
+        eigsh(A, tmp_path)
     assert A.count == 0
 
 
@@ -262,3 +276,35 @@ def test_rectangular_operators_are_watched(tmp_path):
             for v in np.eye(40):
                 A @ v
     np.testing.assert_allclose(start, np.linalg.lstsq(matrix, b, rcond=None)[0], rtol=1e-8)
+
+
+def test_arguments_that_are_numpy_numbers(tmp_path):
+    """Which JSON does not know: not to be found out when there is something to lose."""
+    path = tmp_path / "run"
+    pairs = eigsh(Counted(), path, k=np.int64(5), ncv=np.int64(40), seed=np.int64(1))
+    again = Counted()
+    found = eigsh(again, path, ncv=40, seed=1)
+    assert torch.equal(found.eigenvalues, pairs.eigenvalues)
+    assert again.count == 1
+    A = Counted()
+    with pytest.raises(TypeError, match="doesn't apply to a 'complex'"):
+        estimate.spectral_density(A, seed=1j, checkpoint=tmp_path / "other")
+
+
+def test_groups_of_layers_have_any_names(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+    data = [(torch.rand(8, 4), torch.rand(8, 2))]
+    G = GGNLinearOperator(model, torch.nn.MSELoss(), model.parameters(), data)
+    groups = {0: ["0.weight"], (1, "all"): ["1.weight", "1.bias"]}
+    options = {"groups": groups, "num_probes": 2, "checkpoint": tmp_path / "run"}
+    before = estimate.layer_densities(G, **options)
+    after = estimate.layer_densities(G, **options)
+    assert list(before) == list(after) == list(groups)
+    for name in groups:
+        np.testing.assert_array_equal(before[name].nodes, after[name].nodes)
+
+
+def test_no_columns(tmp_path):
+    inverse = CGInverseLinearOperator(Counted(), checkpoint=tmp_path / "run")
+    for _ in range(2):
+        assert (inverse @ np.ones((120, 0))).shape == (120, 0)

@@ -101,7 +101,8 @@ class Rows(ABC):
             Whether there will be other calls than these.
         """
         write = Tensor.add_ if add else Tensor.copy_
-        remaining = X.shape[1]
+        if not (remaining := X.shape[1]):
+            return
         width = self._width(X, experience)
         for columns, target in zip(X.split(width, 1), out.split(width, 1), strict=True):
             rows = _as_rows(columns)
@@ -340,6 +341,6 @@ class PassingRows:
             rows = self._linearize()
             assert isinstance(rows, LinearRows)
             rows.apply(X, out, experience, add=add, kept=False)
-        else:
+        elif X.shape[1]:
             write = Tensor.add_ if add else Tensor.copy_
             write(out, self._once(X.reshape(-1).contiguous()).unsqueeze(1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlinop.autodiff.backward import backward
+from torchlinop.autodiff.graphs import custom_functions
 from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.autodiff.recording import recording
 from torchlinop.curvature.derivative_check import DerivativeCheck
@@ -64,7 +65,7 @@ class SingleUse:
         checked = self._check.over(batch)
         if self._forward_mode and checked and not self._check.custom:
             forward = self._forward(batch, v, leaves)
-            if forward is not None:
+            if forward is not None and not custom_functions([forward[0]]):
                 value, tangent = forward
                 vjp = partial(self._backward, batch, value, leaves)
                 return Derivative(value.detach(), tangent, vjp)

@@ -95,14 +95,14 @@ def layer_densities(
     if unknown:
         raise KeyError(f"{unknown} are no parameters. There are {list(space.names)}.")
     arguments = {
-        "groups": {group: list(names) for group, names in groups.items()},
+        "groups": [list(names) for names in groups.values()],
         "num_probes": num_probes,
         "num_steps": num_steps,
         "probes": probes,
         "seed": seed,
     }
     run = begun(Checkpoint.of(checkpoint), "layer_densities", {"A": A}, arguments, {})
-    state = run.state or {"finished": {}, "current": None}
+    state = run.state or {"finished": [], "current": None}
     finished, current = state["finished"], state["current"]
 
     def whole(part: State) -> State:
@@ -112,9 +112,9 @@ def layer_densities(
     z = ProbeSource(A, "rademacher", seed).rows(1).T
     norm = torch.linalg.vector_norm(A._product(z)).item() / math.sqrt(A.shape[0])
     densities: dict[str, SpectralDensity] = {}
-    for group, names in groups.items():
-        if group in finished:
-            densities[group] = SpectralDensity(**finished[group])
+    for place, (group, names) in enumerate(groups.items()):
+        if place < len(finished):
+            densities[group] = SpectralDensity(**finished[place])
             continue
         rows = [i for name in names for i in range(stops[name] - sizes[name], stops[name])]
         block = square_operator(SubmatrixLinearOperator(A, rows, rows), "layer_densities")
@@ -122,5 +122,5 @@ def layer_densities(
         densities[group] = density_of(
             block, num_probes, num_steps, probes, seed, progress, norm, part
         )
-        finished[group] = vars(densities[group])
+        finished.append(vars(densities[group]))
     return densities
