@@ -114,7 +114,9 @@ class Capture(InterruptibleMode):
         parts = [result] if isinstance(result, Tensor) else list(result)
         whole = parameter.tensor
         if not all(
-            part.shape[1:] == whole.shape[1:] and part.stride() == whole.stride()
+            part._is_view()  # rows by their numbers are copied
+            and part.shape[1:] == whole.shape[1:]
+            and part.stride() == whole.stride()
             for part in parts
         ):
             return False
