@@ -12,7 +12,13 @@ from torchlinop.curvature.summed import as_risk
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan
 from torchlinop.kronecker.ekfac import require_gradients
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import Look, assemble, looks, uncovered_diagonal
+from torchlinop.kronecker.passes import (
+    Look,
+    assemble,
+    looks,
+    require_finite,
+    uncovered_diagonal,
+)
 from torchlinop.kronecker.settings import Settings, Uncovered
 from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
@@ -95,6 +101,8 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
                         squares = _squares(plan, look, gradients, weights)
                         totals[i] = totals[i] + squares if i in totals else squares
             uncovered.add(look.evaluation)
+            finite = {look.blocks[i].label: t.isfinite().all() for i, t in totals.items()}
+            require_finite(finite | uncovered.finite(risk.space.names), look.position)
             del look
         assert uncovered is not None
         blocks: list[StructuredLinearOperator] = [

@@ -201,7 +201,8 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
                 for moment, plan in pairs:
                     moment.add_outputs(plan, gradients, batch)  # type: ignore[arg-type]
         uncovered.add(batch)
-        _require_finite(moments, plans, look.position)
+        finite = {plan.label: moment.finite() for moment, plan in pairs}
+        require_finite(finite | uncovered.finite(risk.space.names), look.position)
         del look, batch, pairs
     assert uncovered is not None
     total = total or 1.0
@@ -234,12 +235,23 @@ def _moment(plan: BlockPlan, settings: Settings, like: Tensor) -> Moment:
     return VectorMoment(plan, like)
 
 
-def _require_finite(moments: list[Moment], plans: list[BlockPlan], position: int) -> None:
-    finite = torch.stack([moment.finite() for moment in moments]) if moments else None
-    if finite is not None and not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"The factors of {plans[first].label} are not finite after batch {position}: "
-            "an input or an output gradient there is NaN or infinite. Look at the data and "
-            "the parameters (check_finite=True)."
-        )
+def require_finite(finite: dict[str, Tensor], position: int) -> None:
+    """Refuse sums that are not finite.
+
+    Parameters
+    ----------
+    finite
+        Whether the sums of a block are, a boolean tensor, by the block's label.
+    position
+        Of the last batch.
+    """
+    if not finite:
+        return
+    whole = torch.stack(list(finite.values())).tolist()
+    for label, is_finite in zip(finite, whole, strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"The factors of {label} are not finite after batch {position}: an input "
+                "or an output gradient there is NaN or infinite. Look at the data and the "
+                "parameters (check_finite=True)."
+            )
