@@ -142,6 +142,8 @@ class _Basis:
     def _basis(self, *, of_outputs: bool) -> Tensor | None:
         plan = self._plan
         assert isinstance(plan, (MatrixPlan, TiedPlan))
+        if not (of_outputs or plan.has_weight):
+            return None
         place = int(of_outputs == plan.transposed)
         vectors = [part.spectra()[place].vectors for part in self._parts]
         found = [v for v in vectors if v is not None]

@@ -135,6 +135,9 @@ class KFACBlock:
         assert isinstance(self.plan, (MatrixPlan, TiedPlan))
         assert self.inputs is not None
         assert self.outputs is not None
+        if isinstance(self.plan, MatrixPlan) and not self.plan.has_weight:
+            # of a bias alone the other factor is a number, which needs no damping
+            return KroneckerLinearOperator(self.outputs[0] * self.inputs.reshape(1))
         groups = []
         for a, g in zip(self.inputs, self.outputs, strict=True):
             pair = (a, g) if self.plan.transposed else (g, a)
