@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.curvature.summed import as_risk
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, TiedPlan
-from torchlinop.kronecker.operator import BlockwiseLinearOperator
+from torchlinop.kronecker.factored import KroneckerFactoredLinearOperator
 from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
 from torchlinop.kronecker.sample_gradients import SampleGradients
 from torchlinop.kronecker.seeds import FisherType
@@ -24,7 +20,7 @@ from torchlinop.structured import (
 )
 
 
-class EKFACLinearOperator(BlockwiseLinearOperator):
+class EKFACLinearOperator(KroneckerFactoredLinearOperator):
     r"""KFAC with the diagonal of the GGN or Fisher matrix in KFAC's eigenbasis.
 
     .. math::
@@ -71,35 +67,8 @@ class EKFACLinearOperator(BlockwiseLinearOperator):
     True
     """  # noqa: E501
 
-    def __init__(
-        self,
-        model: Model | EmpiricalRisk,
-        loss_function: Loss | None = None,
-        params: Parameters | None = None,
-        data: Data | None = None,
-        *,
-        fisher_type: str = "type-2",
-        mc_samples: int = 1,
-        seed: int = 0,
-        weight_sharing: str = "expand",
-        joint_bias: bool = True,
-        uncovered: str = "error",
-        **options: Any,
-    ) -> None:
-        risk = as_risk(model, loss_function, params, data, options)
-        settings = Settings.of(
-            risk,
-            fisher_type=fisher_type,
-            mc_samples=mc_samples,
-            seed=seed,
-            weight_sharing=weight_sharing,
-            joint_bias=joint_bias,
-            uncovered=uncovered,
-        )
-        require_gradients(settings, "EKFACLinearOperator")
-        super().__init__(risk, settings)
-
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
+        require_gradients(self.settings, "EKFACLinearOperator")
         result = kfac_pass(risk, self.settings)
         bases = [_Basis(block) for block in result.blocks]
         for look in looks(risk, self.settings):
