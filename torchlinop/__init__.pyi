@@ -1,6 +1,6 @@
 # The public names and where each is at home: read by type checkers, and by __init__.py.
 
-from torchlinop import estimate, plot, verify
+from torchlinop import distributed, estimate, plot, verify
 from torchlinop._blas import single_threaded_blas
 from torchlinop._checkpoint import Checkpoint
 from torchlinop._convergence import ConvergenceWarning
@@ -113,6 +113,7 @@ __all__ = [
     "aslinearoperator",
     "block",
     "cost",
+    "distributed",
     "estimate",
     "gradient_and_loss",
     "influence",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchlinop._cupy import is_cupy_array, to_cupy, view_of_cupy
 from torchlinop._dtypes import TORCH_TO_NUMPY, promoted, torch_dtype
+from torchlinop._spread import is_spread, require_vector, spread_like, whole
 from torchlinop._typing import Array
 
 #: copies to and from CUDA devices of at least this many bytes go through pinned memory
@@ -84,7 +85,7 @@ def as_tensor(x: Array, device: torch.device | None = None) -> Tensor:
     if is_cupy_array(x):
         tensor = view_of_cupy(x)
     elif isinstance(x, Tensor):
-        tensor = x
+        tensor = whole(x) if is_spread(x) else x
     elif _speaks_dlpack(x):
         tensor = _copy_through_dlpack(x)
     else:
@@ -218,6 +219,10 @@ def _to_host(tensor: Tensor) -> Tensor:
 
 
 def _from_torch(x: Tensor, device: torch.device, dtype: torch.dtype) -> Imported:
+    if is_spread(x):
+        require_vector(x)
+        tensor, export = _from_torch(whole(x), device, dtype)
+        return Imported(tensor, lambda y: spread_like(export(y), x))
     if x.layout != torch.strided:
         raise TypeError(
             f"Got a sparse tensor (layout {x.layout}) where a dense vector or matrix "

@@ -6,7 +6,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -65,6 +65,11 @@ class KeptLinearizations(Generic[Map]):
         Whether the maps belong to places in the order of the data.
     gather
         Makes one map of those of all batches.
+
+    Attributes
+    ----------
+    ranks : Ranks
+        The processes that have maps of the data.
     """
 
     def __init__(
@@ -75,8 +80,9 @@ class KeptLinearizations(Generic[Map]):
         ordered: bool = False,
         gather: Callable[[list[Map]], Map] | None = None,
     ) -> None:
+        self.ranks = source.options.ranks
         if ordered:
-            source.batches.require_order()
+            self.ranks.on_each(source.batches.require_order, "looking at the data's order")
         self._source = source
         self._linearizer = linearizer
         self._ordered = ordered
@@ -154,6 +160,8 @@ class KeptLinearizations(Generic[Map]):
     def _up_to_date(self) -> _Kept[Map]:
         kept = self._kept
         if self._source.changed() or (kept.watches and kept.data_changed()):
+            if not self.ranks.alone:  # all have to look anew
+                raise DataChangedError("The model or the data has changed.")
             self.refresh()
         elif kept.look != self._source.looks:  # another operator has looked
             self._begin()
@@ -202,7 +210,7 @@ class KeptLinearizations(Generic[Map]):
 
     def _gather_all(self, kept: _Kept[Map]) -> None:
         maps = list(kept.maps.values())
-        kept.all = maps if self._gather is None else [self._gather(maps)]
+        kept.all = maps if self._gather is None or not maps else [self._gather(maps)]
 
     def _join(self, kept: _Kept[Map]) -> None:
         """Make one map of those of small batches, once a few products were asked for."""
@@ -226,7 +234,7 @@ class KeptLinearizations(Generic[Map]):
         kept.batches.clear()
 
     def retrying(self, compute: Callable[..., Tensor], *args: Any) -> Tensor:
-        """Run a pass over the maps; once more if the data turns out to have changed."""
+        """Run a pass over the maps; once more if something turns out to have changed."""
         try:
             return compute(*args)
         except DataChangedError:
@@ -331,13 +339,10 @@ def available_memory(device: torch.device) -> float:
     """Bytes that are free on the device, or on the host for any but CUDA devices."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as info:
-            for line in info:
-                if line.startswith("MemAvailable:"):
-                    return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
+    with suppress(OSError), open("/proc/meminfo") as info:
+        for line in info:
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return float(4 << 30)

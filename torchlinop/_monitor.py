@@ -25,6 +25,7 @@ from torchlinop._pairs import Pairs, too_long
 from torchlinop._progress import Bar
 from torchlinop._runlog import RunLog
 from torchlinop._typing import Array
+from torchlinop.estimate.arguments import positive_count
 
 #: vectors that are kept where nobody says how many, with a right-hand side and many
 #: unknowns, and at least; their share of the default memory budget
@@ -66,7 +67,7 @@ def monitor(
     A
         One of our operators, the one that is handed to the solver or a part of it.
     max_products
-        Most products (a block of vectors is one product).
+        Most products, an integer (a block of vectors is one product).
     max_seconds
         Most seconds since the block was entered. A product that is running is not
         interrupted.
@@ -125,13 +126,16 @@ def monitor(
             f"monitor watches the products of our operators, got {type(A).__name__}. Write "
             "A = torchlinop.aslinearoperator(A), and hand that A to the solver."
         )
-    for name, value in (("max_products", max_products), ("max_seconds", max_seconds)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} has to be positive, got {value!r}.")
-    if max_vectors is not None and max_vectors and max_vectors < _LEAST_VECTORS:
-        raise ValueError(
-            f"max_vectors has to be 0 or at least {_LEAST_VECTORS}, got {max_vectors!r}."
-        )
+    if max_products is not None:
+        max_products = positive_count("max_products", max_products)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds has to be positive, got {max_seconds!r}.")
+    if max_vectors:
+        max_vectors = positive_count("max_vectors", max_vectors)
+        if max_vectors < _LEAST_VECTORS:
+            raise ValueError(
+                f"max_vectors has to be 0 or at least {_LEAST_VECTORS}, got {max_vectors}."
+            )
     rhs = None if b is None else _right_hand_side(b, A)
     file = Checkpoint.of(checkpoint)
     if file is not None and max_vectors == 0:

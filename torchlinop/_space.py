@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors as flatten
 
+from torchlinop._spread import is_spread, whole
 from torchlinop._typing import Parameters
 
 #: parameter dtypes whose vectors are exchanged in another dtype, since NumPy has none
@@ -106,15 +107,22 @@ class ParameterSpace:
         return flat.to(self.dtype) if self._needs_cast else flat
 
     def to_named(self, vector: Tensor) -> dict[str, Tensor]:
-        """Turn a flat vector ``(dim,)`` into tensors by parameter name."""
+        """Turn a flat vector ``(dim,)`` into tensors by parameter name.
+
+        They are whole, also those of a ``DTensor``, of which every process calls this.
+        """
         if tuple(vector.shape) != (self.dim,):
             raise ValueError(
                 f"Expected a vector of shape ({self.dim},), got {tuple(vector.shape)}."
             )
+        vector = whole(vector) if is_spread(vector) else vector
         return dict(zip(self.names, self.split(vector), strict=True))
 
     def to_vector(self, tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> Tensor:
-        """Turn tensors, by name or in order, into a flat vector ``(dim,)``."""
+        """Turn tensors, by name or in order, into a flat vector ``(dim,)``.
+
+        It is whole, also that of a list of ``DTensor``, for which every process calls this.
+        """
         if isinstance(tensors, Mapping):
             missing = [n for n in self.names if n not in tensors]
             unknown = [n for n in tensors if n not in self.names]
@@ -131,7 +139,7 @@ class ParameterSpace:
                 f"Expected tensors of shapes {[tuple(s) for s in self.shapes]}, got "
                 f"{[tuple(s) for s in shapes]}."
             )
-        return self.join([t.detach() for t in listed])
+        return self.join([whole(t) if is_spread(t) else t.detach() for t in listed])
 
     def __repr__(self) -> str:
         return (

@@ -16,6 +16,7 @@ after a change through ``.data`` there, the owner calls ``refresh()``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -73,6 +74,9 @@ class Watch:
                         self._entries.append((slots.get, name, value))
                         if isinstance(value, Tensor):
                             watched[id(value)] = value
+        for tensor in watched.values():
+            for name, part in _parts_of_wrapper(tensor).items():
+                self._entries.append((functools.partial(getattr, tensor), name, part))
         everything = [part for t in watched.values() for part in _with_parts(t)]
         # those made in inference mode have no version
         self._versioned = [t for t in everything if not t.is_inference()]
@@ -120,15 +124,23 @@ _SPARSE_PARTS = {
 
 def _with_parts(tensor: Tensor) -> list[Tensor]:
     """Return a tensor and, where it has no memory of its own, those that it is made of."""
-    if hasattr(tensor, "__tensor_flatten__"):  # a wrapper, for instance a DTensor
-        names, _ = tensor.__tensor_flatten__()
-        parts = [getattr(tensor, name) for name in names]
+    if hasattr(tensor, "__tensor_flatten__"):
+        parts = [*_parts_of_wrapper(tensor).values()]
     elif tensor.is_nested:
         parts = [tensor.values()]
     else:
         names = _SPARSE_PARTS.get(tensor.layout, ())
         parts = [getattr(tensor, name)() for name in names]
     return [tensor, *(p for part in parts for p in _with_parts(part))]
+
+
+def _parts_of_wrapper(tensor: Tensor) -> dict[str, Tensor]:
+    """Return what a wrapper is made of, for instance a DTensor of its local part."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return {}
+    names, _ = tensor.__tensor_flatten__()
+    parts = {name: getattr(tensor, name) for name in names}
+    return {name: part for name, part in parts.items() if isinstance(part, Tensor)}
 
 
 def _is_plain(tensor: Tensor) -> bool:

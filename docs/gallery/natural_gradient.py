@@ -185,6 +185,7 @@ for step in steps:
 figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 axis.semilogx(dampings, decrease, marker=".")
 axis.axhline(0, color="0.7", linewidth=1)
+axis.set_ylim(-2 * max(decrease), 1.2 * max(decrease))  # small dampings go far below
 axis.set_xlabel("damping")
 axis.set_ylabel("decrease of the loss by one step")
 
@@ -219,3 +220,16 @@ nearest = spectrum[np.argsort(abs(spectrum - sigma))[:3]]
 print("found ", np.sort(values))
 print("dense ", np.sort(nearest))
 assert np.allclose(np.sort(values), np.sort(nearest), rtol=1e-6, atol=0)
+
+# %%
+# The whole spectrum, on an axis that is linear around zero, and the three that were found:
+
+figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
+axis.eventplot(spectrum, lineoffsets=0, linelengths=1, color="0.6", label="dense matrix")
+axis.plot(np.sort(values), np.zeros(3), "x", color="C3", markersize=10, label="eigsh")
+axis.axvline(sigma, linestyle="--", label="shift")
+axis.set_xscale("symlog", linthresh=1e-3)
+axis.set_yticks([])
+axis.set_ylim(-0.6, 1.9)
+axis.set_xlabel("eigenvalue of the Hessian")
+axis.legend(loc="upper right")

@@ -52,14 +52,14 @@ H = HessianLinearOperator(model, loss_function, model.parameters(), data)
 density = estimate.spectral_density(G, num_probes=10, num_steps=80)
 print(density)
 
-figure, axes = plt.subplots(ncols=2, figsize=(10, 4), layout="constrained")
+figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
 x = density.grid(2000)
 low, high = density.band(x)
-axes[0].fill_between(x, np.maximum(low, 1e-6), high, alpha=0.3)
-axes[0].semilogy(x, density.density(x))
-axes[0].set_ylim(1e-4, 3 * density.density(x).max())
-axes[0].set_xlabel("eigenvalue")
-axes[0].set_ylabel("density of eigenvalues")
+axis.fill_between(x, np.maximum(low, 1e-6), high, alpha=0.3)
+axis.semilogy(x, density.density(x))
+axis.set_ylim(1e-4, 3 * density.density(x).max())
+axis.set_xlabel("eigenvalue")
+axis.set_ylabel("density of eigenvalues")
 
 # %%
 # Most eigenvalues are tiny; on a logarithmic scale one sees how tiny, and that the
@@ -67,14 +67,15 @@ axes[0].set_ylabel("density of eigenvalues")
 
 of_hessian = estimate.spectral_density(H, num_probes=10, num_steps=80)
 sizes = np.geomspace(1e-6, 1, 1000)
-axes[1].semilogx(sizes, density.log_density(sizes), label="Gauss-Newton")
-axes[1].semilogx(sizes, of_hessian.log_density(sizes), label="Hessian, positive")
-axes[1].semilogx(
+figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+axis.semilogx(sizes, density.log_density(sizes), label="Gauss-Newton")
+axis.semilogx(sizes, of_hessian.log_density(sizes), label="Hessian, positive")
+axis.semilogx(
     sizes, of_hessian.log_density(sizes, sign=-1), "--", label="Hessian, negative"
 )
-axes[1].set_xlabel("size of eigenvalue")
-axes[1].set_ylabel("share of eigenvalues per decade")
-axes[1].legend()
+axis.set_xlabel("size of eigenvalue")
+axis.set_ylabel("share of eigenvalues per decade")
+axis.legend()
 
 # %%
 # Nine outliers

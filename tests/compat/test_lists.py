@@ -100,7 +100,7 @@ def test_jacobians():
     assert J.T.T is J
     _check(J.T @ J, SHAPES, SHAPES)
     _check(J @ GGN, [(5, 2)], SHAPES)
-    assert J.output_shapes == [(3, 2), (2, 2)]
+    assert list(J.output_shapes) == [(3, 2), (2, 2)]
 
 
 def test_structure_is_kept():

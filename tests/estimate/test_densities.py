@@ -39,6 +39,26 @@ def test_density_of_a_known_spectrum(dtype, probes):
     np.testing.assert_allclose(p.bounds, (-0.5, 1), atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("scale", [1.0, -3.0])
+def test_identity_with_rounding_errors(scale, dtype):
+    """After one step only rounding is left, which is not orthogonal to anything."""
+    A = with_spectrum(torch.full((200,), scale), dtype)
+    p = estimate.spectral_density(A, num_probes=5, num_steps=20)
+    np.testing.assert_allclose(p.bounds, (scale, scale), atol=1e-5)
+    low, high = p.count_above(scale - 0.1), p.count_above(scale + 0.1)
+    assert low.value == pytest.approx(200)
+    assert high.value == pytest.approx(0)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 7.0])
+def test_a_single_point(scale):
+    p = estimate.spectral_density(with_spectrum(torch.full((50,), scale)))
+    x = p.grid()
+    assert x[0] < scale < x[-1]
+    assert trapezoid(p.density(x), x) == pytest.approx(1, abs=1e-3)
+
+
 def test_quadrature_is_exact_for_polynomials():
     """Of degree up to twice the steps less one, for each vector."""
     A = with_spectrum(UNIFORM)

@@ -254,6 +254,8 @@ BAD = {
     "ncv": ({"ncv": 4}, r"ncv has to be between k \+ 2 = 5 and N = 60, got 4"),
     "v0": ({"v0": np.ones(7)}, r"v0 has to have shape \(N,\) with N = 60, got \(7,\)"),
     "zero v0": ({"v0": np.zeros(60)}, "v0 has to be finite and not zero"),
+    "budget": ({"memory_budget": -1}, "memory_budget has to be a finite number >= 0"),
+    "no budget": ({"memory_budget": np.nan}, "memory_budget has to be a finite number"),
     "few": ({"max_matvecs": 2}, "max_matvecs has to be at least k = 3, got 2"),
 }
 

@@ -120,7 +120,10 @@ def test_exact_where_that_is_no_more_work(name):
     A = Counted(with_spectrum(torch.linspace(-1, 1, 20, dtype=torch.float64)))
     found = ALL[name](A, rtol=1e-6)
     assert found.method == "exact"
-    assert torch.as_tensor(found.stderr).max() == 0
+    error, value = torch.as_tensor(found.stderr), torch.as_tensor(found.value)
+    assert error.max() == 0
+    assert error.shape == value.shape
+    assert "+- 0 (" in str(found)
     truth = {"frobenius": A.matrix.norm(), "trace": A.matrix.trace()}
     truth["xtrace"] = truth["trace"]
     torch.testing.assert_close(
@@ -253,8 +256,9 @@ def test_bad_input(name):
     estimator, A = ALL[name], decaying()
     with pytest.raises(ValueError, match=r"rtol has to be between 0 and 1 .* got 1\.5"):
         estimator(A, rtol=1.5)
-    with pytest.raises(ValueError, match="num_matvecs has to be an integer of at least 1"):
-        estimator(A, num_matvecs=0)
+    for count in (0, 2.5, math.nan, math.inf, [3]):
+        with pytest.raises(ValueError, match="num_matvecs has to be an integer of at"):
+            estimator(A, num_matvecs=count)
     with pytest.raises(ValueError, match="probes has to be one of rademacher, gaussian"):
         estimator(A, probes="normal")
     with pytest.raises(TypeError, match=r"seed has to be an integer, got 1\.5"):
@@ -268,6 +272,38 @@ def test_bad_input(name):
     if name != "frobenius":
         with pytest.raises(ValueError, match="is for square matrices, got 3 x 4"):
             estimator(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("estimator", [estimate.logdet, estimate.effective_dimension])
+def test_errors_name_the_function(estimator):
+    with pytest.raises(ValueError, match=f"^{estimator.__name__} is for square matrices"):
+        estimator(torch.ones(3, 4), damping=1.0)
+    for damping in ("much", None, math.nan):
+        with pytest.raises(ValueError, match="damping has to be a finite number >= 0"):
+            estimator(decaying(), damping=damping)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-21, 1e21, 1e30])
+def test_sizes_beyond_the_range_of_squares(scale):
+    """Of which nothing is known in float32: no answer is better than a wrong one."""
+    A = (decaying() * scale).float()
+    for estimator in (
+        estimate.spectral_density,
+        estimate.eigsh,
+        estimate.frobenius_norm,
+        lambda A: estimate.trace(A, method="xnystrace", num_matvecs=20),
+    ):
+        with pytest.raises(np.linalg.LinAlgError, match=r"beyond the range of .* \* A, or"):
+            estimator(A)
+    found = estimate.eigsh(A.double())
+    assert found.eigenvalues[-1].item() == pytest.approx(scale, rel=1e-5)
+
+
+def test_a_function_may_be_complex():
+    A = decaying()
+    found = estimate.function_trace(A, lambda x: np.exp(1j * x), rtol=0.02)
+    truth = torch.linalg.eigvalsh(A).mul(1j).exp().sum().item()
+    assert abs(found.value - truth) < 3 * found.stderr
 
 
 def test_numbers_of_products_out_of_range():

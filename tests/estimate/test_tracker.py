@@ -100,6 +100,10 @@ def test_small_matrices_and_bad_input():
         estimate.Tracker(decaying(), 61)
     with pytest.raises(ValueError, match="max_matvecs has to be at least k = 3, got 2"):
         estimate.Tracker(decaying(), 3, max_matvecs=2)
+    with pytest.raises(ValueError, match="max_matvecs has to be an integer of at least 1"):
+        estimate.Tracker(decaying(), max_matvecs=9.5)
+    with pytest.raises(ValueError, match="probes has to be one of rademacher"):
+        estimate.Tracker(decaying(), probes="normal")
     with pytest.raises(ValueError, match="Tracker is for square matrices"):
         estimate.Tracker(torch.ones(2, 3))
     broken = decaying()

@@ -7,6 +7,7 @@ about 65 of them, so that a false alarm had a chance of 1 in 2,300.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -209,3 +210,33 @@ def test_samples_without_two_vectors(method, probes, dtype, monkeypatch):
         assert abs(samples[i] - sample(i, i)) < 1e-12
         for j in set(range(count)) - {i}:
             assert abs(without[i, j] - sample(i, j)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("probes", PROBES)
+def test_diagonals_without_two_vectors(probes, dtype):
+    """The value and the variance of XDiag against the definition, basis by basis."""
+    A = SLOW[:30, :30].to(dtype) + 0.3 * SYMMETRIC.roll(1, 0).repeat(2, 2)[:30, :30]
+    A = A + 0.2j * A.roll(1, 0) if dtype.is_complex else A
+    count, pairs = 6, list(itertools.permutations(range(6), 2))
+    omega = ProbeSource(aslinearoperator(A), probes, 3).rows(count).T
+
+    def sample(*without):
+        z = omega[:, without[0]]
+        Q = torch.linalg.qr(A @ omega[:, [k for k in range(count) if k not in without]])[0]
+        image = A @ z
+        return (Q @ (Q.mH @ A)).diagonal() + z.conj() * (image - Q @ (Q.mH @ image))
+
+    samples = torch.stack([sample(i) for i in range(count)])
+    mean = samples.mean(dim=0)
+    variance = (samples - mean).abs().square().sum().item() / (count * (count - 1))
+    change = {(i, j): samples[i] - sample(i, j) for i, j in pairs}
+    products = [torch.vdot(change[i, j], change[j, i]).real.item() for i, j in pairs]
+    found = estimate.diagonal(
+        A, method="xdiag", probes=probes, num_matvecs=2 * count, seed=3
+    )
+    torch.testing.assert_close(found.value, mean, rtol=0, atol=1e-12)
+    covariance = np.mean(products)
+    assert abs(covariance) > 1e-3 * variance  # there is something to be wrong about
+    squares = found.stderr.square().sum().item()
+    assert squares == pytest.approx(variance + max(covariance, 0), rel=1e-10)

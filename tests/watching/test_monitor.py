@@ -487,8 +487,9 @@ def test_the_bar(A, capsys):
 def test_bad_input(A):
     with pytest.raises(TypeError, match="aslinearoperator"):
         monitor(np.eye(3))
-    with pytest.raises(ValueError, match="max_products has to be positive, got 0"):
-        monitor(A, max_products=0)
+    for count in (0, 2.5):
+        with pytest.raises(ValueError, match="max_products has to be an integer of at"):
+            monitor(A, max_products=count)
     with pytest.raises(ValueError, match="max_seconds has to be positive, got -1"):
         monitor(A, max_seconds=-1)
     with pytest.raises(ValueError, match="max_vectors has to be 0 or at least 16, got 3"):

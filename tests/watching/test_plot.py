@@ -207,3 +207,26 @@ def test_what_is_no_density_and_no_log(A):
             draw(A)
     with pytest.raises(TypeError, match=r"a RunLog, which .* got int"):
         plot.convergence(1)
+
+
+def test_several_curves_are_told_apart_without_colour():
+    spectrum = estimate.spectral_density(np.diag(np.arange(40.0)), num_steps=10)
+    ax = plot.density(spectrum, label="one")
+    plot.density(spectrum, ax=ax, label="two")
+    assert ax.lines[0].get_linestyle() != ax.lines[1].get_linestyle()
+    ax = plot.eigenvalues(np.arange(1.0, 9), label="one")
+    plot.eigenvalues(np.arange(1.0, 9), ax=ax, label="two")
+    assert ax.lines[0].get_marker() != ax.lines[1].get_marker()
+
+
+def test_what_cannot_be_drawn():
+    spectrum = estimate.spectral_density(np.eye(9))
+    with pytest.raises(TypeError, match=r"a Mapping, which estimate.layer_densities\(A\)"):
+        plot.layers(spectrum)
+    with pytest.raises(ValueError, match="Eigenvalues have to be real"):
+        plot.eigenvalues(np.array([1 + 2j]))
+    for constant in (np.zeros((9, 9)), np.eye(9)):
+        ax = plot.density(estimate.spectral_density(constant))
+        ax.figure.canvas.draw()
+        low, high = ax.get_ylim()
+        assert low < max(ax.lines[0].get_ydata()) < high

@@ -163,6 +163,16 @@ def test_a_complete_list(clustered, seed):
     assert verify.complete(A, SPECTRUM[-6:], V[:, -6:], which="LM", seed=seed)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_list_of_all_there_is(dtype):
+    """What is left is zero but for rounding errors."""
+    A, V = with_spectrum(SPECTRUM[-40:], dtype)
+    for which in ("LA", "SA", "LM"):
+        result = verify.complete(A, SPECTRUM[-40:], V, which=which)
+        assert result, result
+        assert result.num_found == 40
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("missing", range(6))
 def test_a_missing_member(clustered, missing, seed):

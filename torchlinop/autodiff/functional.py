@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import copyreg
 import functools
+import sys
 import types
 import weakref
 from collections import OrderedDict
@@ -46,6 +47,12 @@ def unwrapped(module: nn.Module) -> nn.Module:
             module = module.inside()
         else:
             return module
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether the module's parameters are sharded by ``fully_shard``."""
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
 
 
 class _Direct(nn.Module):
@@ -163,6 +170,8 @@ class _Copy:
         if unwrapped(module) is not module:
             kind = _Direct
             state = {k: v for k, v in state.items() if k not in ("forward", "_forward")}
+        if is_fully_sharded(module):
+            kind, state = _without_sharding(kind, state)
         copied = object.__new__(kind)
         self._copies[id(module)] = copied  # its parts may refer to it
         new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
@@ -230,6 +239,21 @@ class _Copy:
     def _alive(self, value: Any) -> Any:
         self.alive.append(self(value))
         return self.alive[-1]
+
+
+def _without_sharding(kind: type, state: dict) -> tuple[type, dict]:
+    """Return the class and attributes that a module had before ``fully_shard``."""
+    fsdp: Any = sys.modules["torch.distributed.fsdp"]
+    plain = next(base for base in kind.__mro__ if not issubclass(base, fsdp.FSDPModule))
+    hooks = {
+        name: type(state[name])((k, h) for k, h in state[name].items() if not _of_fsdp(h))
+        for name in ("_forward_pre_hooks", "_forward_hooks")
+    }
+    return plain, state | hooks
+
+
+def _of_fsdp(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
 #: types that refer to nothing if they are empty

@@ -32,7 +32,8 @@ class FisherMCLinearOperator(SummedLinearOperator):
     the class dimension (cross-entropy) or the last dimension.
 
     For one ``seed`` this is one fixed matrix, the same on every device and however the
-    data is cut into batches. The global random state is neither read nor changed.
+    data is cut into batches, or spread over the ranks of a process group in their order.
+    The global random state is neither read nor changed.
 
     Parameters
     ----------
@@ -100,7 +101,12 @@ class FisherMCLinearOperator(SummedLinearOperator):
                 "known. Use GGNLinearOperator, which takes any loss."
             )
         sampled = _SampledGradients(self.mc_samples, self.seed)
-        super().__init__(risk, BatchGaussNewton(risk, sampled), ordered=True)
+        super().__init__(
+            risk,
+            BatchGaussNewton(risk, sampled),
+            ordered=True,
+            matrix=(self.mc_samples, self.seed),
+        )
 
 
 class EFLinearOperator(SummedLinearOperator):
@@ -155,17 +161,20 @@ class _SampledGradients:
 
     def __init__(self, mc_samples: int, seed: int) -> None:
         self._mc_samples = mc_samples
+        self._seed = seed
         #: state of the generator before each batch, so that any can be drawn again
         self._states: dict[int, Tensor] = {}
-        self._states[0] = Generator("cpu").manual_seed(seed).get_state()
 
     def __call__(
         self, risk: EmpiricalRisk, prediction: Tensor, batch: Batch
     ) -> HessianProduct:
         loss = risk.loss
         assert isinstance(loss, LikelihoodLoss)
-        generator = Generator("cpu")
-        generator.set_state(self._states[batch.position])
+        if batch.position == 0:
+            generator = risk.generator(self._seed, self._mc_samples)
+        else:
+            generator = Generator("cpu")
+            generator.set_state(self._states[batch.position])
         samples = loss.sample_gradients(prediction, batch.y, self._mc_samples, generator)
         self._states[batch.position + 1] = generator.get_state()
         samples = samples / (self._mc_samples * risk.normalizer) ** 0.5

@@ -46,8 +46,17 @@ def gradient_and_loss(
             [-1.]])], tensor(1.))
     """
     risk = as_risk(model, loss_function, params, data, options)
-    if risk.changed():
+    ranks = risk.options.ranks
+    if any(ranks.together(risk.changed, "computing a gradient")):
         risk.survey()
+    space = risk.space
+    like = torch.empty(0, dtype=space.dtype, device=space.device)
+    total = ranks.sum(lambda: _share(risk), like, (space.dim + 1,), "computing a gradient")
+    return space.split(total[:-1]), total[-1].clone()
+
+
+def _share(risk: EmpiricalRisk) -> Tensor:
+    """Return the flat gradient, and behind it the value, of this process's data."""
     leaves = risk.leaves()
     gradient = [torch.zeros_like(leaf) for leaf in leaves]
     loss = torch.zeros((), dtype=risk.space.dtype, device=risk.space.device)
@@ -64,4 +73,5 @@ def gradient_and_loss(
         for total, part in zip(gradient, parts, strict=True):
             if part is not None:
                 total += part
-    return gradient, loss
+    flat = risk.space.join(gradient)
+    return torch.cat([flat, loss.reshape(1)])

@@ -33,7 +33,9 @@ class JacobianLinearOperator(TorchLinearOperator):
     r"""Jacobian of all predictions with respect to the parameters.
 
     Rows are the entries of ``model(X)`` in row-major order, batch after batch; columns
-    are parameters. The transpose, ``J.T``, shares the linearizations.
+    are parameters. The transpose, ``J.T``, shares the linearizations. In a process group
+    the rows are those of rank 0's data, then those of rank 1's, and so on; each process
+    computes its own, and ``J @ v`` has all of them on every process.
 
     Parameters
     ----------
@@ -76,14 +78,24 @@ class JacobianLinearOperator(TorchLinearOperator):
         elif params is None or data is None:
             raise TypeError("Missing arguments: pass (model, params, data).")
         else:
-            source = ModelOnData(model, params, data, Options.of(options))
-        if source.changed():  # it is new, or has changed since it was made
+            chosen = Options.of(options)
+            source = chosen.ranks.on_each(
+                lambda: ModelOnData(model, params, data, chosen),
+                f"building a JacobianLinearOperator of {type(model).__name__}",
+            )
+        ranks = source.options.ranks
+        doing = "building a JacobianLinearOperator"
+        if any(ranks.together(source.changed, doing)):  # it may be new
             source.survey()
-        source.batches.require_order()
         self.space = source.space
-        shapes = _output_shapes(source)
+        told = ranks.together(lambda: _output_shapes(source), doing)
+        shapes = told[ranks.rank]
         self.output_shapes = tuple(shapes)
-        shape = (sum(map(math.prod, shapes)), self.space.dim)
+        counts = [sum(map(math.prod, others)) for others in told]
+        start = sum(counts[: ranks.rank])
+        #: those of this process's data
+        self._rows = slice(start, start + counts[ranks.rank])
+        shape = (sum(counts), self.space.dim)
         super().__init__(shape, self.space.dtype, self.space.device)
         self._maps: KeptLinearizations[_JacobianMap] = KeptLinearizations(
             source, _BatchJacobian(source, shapes), ordered=True
@@ -114,39 +126,52 @@ class JacobianLinearOperator(TorchLinearOperator):
         return JacobianLinearOperator(TorchFunction(f, x))
 
     def _apply(self, x: Tensor) -> Tensor:
-        def compute() -> Tensor:
+        def share() -> Tensor:
             out = x.new_empty(self.shape[0], x.shape[1])
+            out[: self._rows.start].zero_()  # the rows of other processes
+            out[self._rows.stop :].zero_()
             for linear_map, here in self._places():
                 linear_map.forward.apply(x, out[here], self._maps.experience)
             return out
 
-        return self._maps.retrying(compute)
+        return self._added(share, x, self.shape[0], "a Jacobian")
 
     def _apply_transpose(self, x: Tensor) -> Tensor:
-        def compute() -> Tensor:
+        def share() -> Tensor:
             out = x.new_zeros(self.shape[1], x.shape[1])
             for linear_map, here in self._places():
                 linear_map.backward.apply(x[here], out, self._maps.experience, add=True)
             return out
 
-        return self._maps.retrying(compute)
+        return self._added(share, x, self.shape[1], "a transposed Jacobian")
+
+    def _added(
+        self, share: Callable[[], Tensor], x: Tensor, size: int, what: str
+    ) -> Tensor:
+        shape = (size, x.shape[1])
+
+        def total() -> Tensor:
+            return self._maps.ranks.sum(share, x, shape, f"multiplying with {what}")
+
+        return self._maps.retrying(total)
 
     def _places(self) -> Iterator[tuple[_JacobianMap, slice]]:
         """Yield each batch's map with its rows."""
-        start = 0
+        start, end = self._rows.start, self._rows.stop
         with self._maps.current() as maps:
             for linear_map in maps:
                 stop = start + linear_map.outputs
-                self._require_outputs(max(stop, self.shape[0]))
+                self._require_outputs(max(stop, end))
                 yield linear_map, slice(start, stop)
                 start = stop
         self._require_outputs(start)
 
-    def _require_outputs(self, count: int) -> None:
-        if count != self.shape[0]:
+    def _require_outputs(self, end: int) -> None:
+        if end != self._rows.stop:
             raise RuntimeError(
-                f"The model now gives {count} outputs on the data; when the Jacobian was "
-                f"built it gave {self.shape[0]}. Build it again."
+                f"The model now gives {end - self._rows.start} outputs on the data; when "
+                f"the Jacobian was built it gave {self._rows.stop - self._rows.start}. "
+                "Build it again."
             )
 
     def _adjoint(self) -> TorchLinearOperator:
@@ -174,6 +199,7 @@ class _TransposedJacobian(TorchLinearOperator):
 
 def _output_shapes(source: Source) -> list[torch.Size]:
     """Evaluate the source on every batch for the shape of its output."""
+    source.batches.require_order()
     shapes = []
     for batch in source.batches:
         leaves = [leaf.detach() for leaf in source.leaves()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchlinop._kept import KeptLinearizations, Linearizer
@@ -25,6 +27,8 @@ class SummedLinearOperator(TorchLinearOperator):
         Makes a function of rows of a batch.
     ordered
         Whether the matrix depends on the order of the data.
+    matrix
+        Which of several matrices it is, by numbers that every rank has to have.
 
     Attributes
     ----------
@@ -33,7 +37,12 @@ class SummedLinearOperator(TorchLinearOperator):
     """
 
     def __init__(
-        self, source: Source, linearizer: Linearizer, *, ordered: bool = False
+        self,
+        source: Source,
+        linearizer: Linearizer,
+        *,
+        ordered: bool = False,
+        matrix: Sequence[int] = (),
     ) -> None:
         self.space = source.space
         n = self.space.dim
@@ -41,11 +50,16 @@ class SummedLinearOperator(TorchLinearOperator):
         self._maps: KeptLinearizations = KeptLinearizations(
             source, linearizer, ordered=ordered, gather=SummedRows
         )
+        self._activity = f"multiplying with {type(self).__name__}{tuple(matrix) or ''}"
 
     def _apply(self, x: Tensor) -> Tensor:
         return self._maps.retrying(self._total, x)
 
     def _total(self, x: Tensor) -> Tensor:
+        return self._maps.ranks.sum(lambda: self._share(x), x, x.shape, self._activity)
+
+    def _share(self, x: Tensor) -> Tensor:
+        """Multiply with the matrix of this process's data."""
         total = None
         with self._maps.current() as maps:
             experience = self._maps.experience
@@ -54,12 +68,11 @@ class SummedLinearOperator(TorchLinearOperator):
                 for function in maps:
                     part = function.row(v, experience)
                     total = part if total is None else total.add_(part)
-                assert total is not None  # no data is no risk
-                return total.unsqueeze(1)
-            out = x.new_empty(x.shape)
+                return torch.zeros_like(x) if total is None else total.unsqueeze(1)
+            out, i = x.new_empty(x.shape), -1
             for i, function in enumerate(maps):
                 function.apply(x, out, experience, add=i > 0)
-            return out
+            return out if i >= 0 else out.zero_()
 
     def _adjoint(self) -> TorchLinearOperator:
         return self

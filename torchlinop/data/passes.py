@@ -14,7 +14,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from torchlinop._progress import Bar
 from torchlinop._typing import Data
 from torchlinop.data.batches import Batch, as_batch, leading_dimension
-from torchlinop.data.checks import require_batches, require_reiterable
+from torchlinop.data.checks import require_reiterable
 from torchlinop.data.digests import Content, content, leading
 from torchlinop.data.objects import Snapshot, hiding, tensors_of, warn_of_hiding
 from torchlinop.data.repeats import Repeats, compare, index_order, invariant_total
@@ -117,7 +117,7 @@ class DataSource:
         Raises
         ------
         ValueError
-            The data is empty or random.
+            The data is random.
         """
         self.rest()  # new workers copy the data set as it is now
         try:
@@ -137,7 +137,8 @@ class DataSource:
             digests.append(leading(batch))
             if check:
                 contents.append(content(batch))
-        require_batches(len(digests))
+        if not digests:
+            return Survey()
         if check:
             repeats = compare(self._data, contents, shuffles, self._contents)
             total = invariant_total(contents, repeats)

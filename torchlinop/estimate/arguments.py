@@ -36,9 +36,14 @@ def not_empty(A: TorchLinearOperator, what: str) -> TorchLinearOperator:
 
 def positive_count(name: str, value: int) -> int:
     """Return an integer that is at least 1."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    try:
+        number = int(value)
+        good = not isinstance(value, bool) and number == value and number >= 1
+    except (TypeError, ValueError, OverflowError):  # text, a list, NaN, infinity
+        good = False
+    if not good:
         raise ValueError(f"{name} has to be an integer of at least 1, got {value!r}.")
-    return int(value)
+    return number
 
 
 def integer_seed(seed: int) -> int:
@@ -51,8 +56,11 @@ def integer_seed(seed: int) -> int:
 
 def at_least_zero(name: str, value: float) -> float:
     """Return a real number that is not negative."""
-    number = float(value)
-    if not (np.isfinite(number) and number >= 0):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(f"{name} has to be a finite number >= 0, got {value!r}.")
     return number
 
@@ -79,6 +87,18 @@ def require_finite(x: Tensor, what: str) -> None:
         raise np.linalg.LinAlgError(
             f"{what}: a product with the matrix has NaN or infinite entries. For a "
             "curvature matrix look for NaN in parameters and data with check_finite=True."
+        )
+
+
+def require_squares(x: Tensor, what: str) -> None:
+    """Refuse products of which the squares are beyond the range of the dtype."""
+    largest, info = float(x.abs().max()), torch.finfo(x.dtype)
+    low, high = 100 * math.sqrt(info.tiny), 0.01 * math.sqrt(info.max / x.numel())
+    if math.isfinite(largest) and largest and not low < largest < high:
+        raise np.linalg.LinAlgError(
+            f"{what}: entries of products are about {largest:.1e}, and squares of such "
+            f"numbers are beyond the range of {x.dtype}. Take {0.1 / largest:.0e} * A, "
+            "or float64."
         )
 
 

@@ -78,7 +78,7 @@ class SpectralDensity:
     def grid(self, num_points: int = 1024, *, margin: float = 0.05) -> np.ndarray:
         """Evenly spaced points over ``bounds`` and a margin on both sides."""
         low, high = self.bounds
-        room = margin * (high - low) or max(abs(high), 1.0) * margin
+        room = margin * self._width
         return np.linspace(low - room, high + room, num_points)
 
     def log_grid(self, num_points: int = 1024) -> np.ndarray:
@@ -92,8 +92,16 @@ class SpectralDensity:
     def sigma(self) -> float:
         """Width of the Gaussians that :meth:`density` uses by default."""
         low, high = self.bounds
-        width = 0.75 * (high - low) / max(self.nodes.shape[1] - 1, 1)
-        return width or 0.01 * max(abs(high), self.floor)
+        if self._width > high - low:  # a single point
+            return 0.01 * self._width
+        return 0.75 * self._width / max(self.nodes.shape[1] - 1, 1)
+
+    @property
+    def _width(self) -> float:
+        """Of what the spectrum covers; if that is a point but for rounding, its size."""
+        low, high = self.bounds
+        size = max(abs(low), abs(high)) or 1.0
+        return high - low if high - low > 100 * self.eps * size else size
 
     def density(self, x: Array, *, sigma: float | None = None) -> np.ndarray:
         """Density of the eigenvalues at ``x``; its integral is 1.

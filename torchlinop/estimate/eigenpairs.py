@@ -171,8 +171,9 @@ def _basis_size(
         raise ValueError(f"ncv has to be between k + 2 = {least} and N = {n}, got {ncv}.")
     size = min(n, max(2 * k + 20, 40)) if ncv is None else int(ncv)
     row = n * torch.empty(0, dtype=A.torch_dtype, device="cpu").itemsize
-    budget = free_memory(A.device) if memory_budget is None else float(memory_budget)
-    fits = int(budget // row)
+    if memory_budget is None:
+        memory_budget = free_memory(A.device)
+    fits = int(min(at_least_zero("memory_budget", memory_budget) // row, n))
     if A.device.type == "cpu" and ncv is None:
         size = min(size, max(fits, least))
     return size, fits

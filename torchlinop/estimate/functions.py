@@ -116,7 +116,6 @@ def _monotone_trace(
     progress: bool = False,
 ) -> Estimate:
     """The same of ``log(x + damping)`` and its like, between two bounds."""
-    A = square_operator(A, "function_trace")
     if num_steps is not None:
         num_steps = min(positive_count("num_steps", num_steps), A.shape[0])
     limit = -damping if damping else None
@@ -157,7 +156,7 @@ def logdet(A: Any, *, damping: float = 0.0, **options: Any) -> Estimate:
     >>> round(t.value / math.log(2), 3)
     50.0
     """
-    damping = at_least_zero("damping", damping)
+    A, damping = square_operator(A, "logdet"), at_least_zero("damping", damping)
 
     def log(theta: np.ndarray) -> np.ndarray:
         return np.log(_positive(theta, damping))
@@ -198,6 +197,7 @@ def effective_dimension(A: Any, *, damping: float, **options: Any) -> Estimate:
     >>> round(t.value, 3)
     25.0
     """
+    A = square_operator(A, "effective_dimension")
     damping = at_least_zero("damping", damping)
     if not damping:
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import require_symmetric
+from torchlinop.estimate.arguments import require_squares, require_symmetric
 from torchlinop.estimate.basis import Basis
 from torchlinop.estimate.probes import ProbeSource
 from torchlinop.estimate.sketches import on_host
@@ -118,6 +118,8 @@ class KrylovSpace:
         self._basis[j] = q
         w = self._A._product(q.unsqueeze(1)).squeeze(1)  # fresh memory
         self.num_matvecs += 1
+        if self.num_matvecs == 1:
+            require_squares(w, "eigsh")
         if known:  # of what lies along the basis
             w.sub_(self._basis[j - 1], alpha=known)
         alpha = torch.vdot(q, w)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
-from torchlinop.estimate.arguments import not_empty
+from torchlinop.estimate.arguments import not_empty, require_squares
 from torchlinop.estimate.estimates import Estimate
 from torchlinop.estimate.hutchinson import Hutchinson, product_rows, row_dots, unit_rows
 from torchlinop.estimate.probes import Probes, ProbeSource
@@ -80,6 +80,7 @@ def root_of(square: float, error: float) -> tuple[float, float]:
 
 
 def _squares(_: Tensor, az: Tensor) -> np.ndarray:
+    require_squares(az, "frobenius_norm")
     return row_dots(az, az).real
 
 

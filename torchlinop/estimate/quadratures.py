@@ -66,7 +66,7 @@ class Quadratures:
             if self._limit is None:
                 if not len(before):
                     continue
-                changes.append(abs(float((samples - before).mean())))
+                changes.append(float(abs((samples - before).mean())))
                 self._change = changes[-1]
             value, error = mean_and_stderr(samples)
             expected = error * math.sqrt(count * steps / max(limit, count * steps))
@@ -96,7 +96,7 @@ class Quadratures:
         squared = recurrence.squared_norms.double().cpu().numpy()
         upper = squared * self._integral(recurrence.quadrature())
         if self._limit is None:
-            return upper, np.zeros_like(upper)
+            return upper, np.zeros(upper.shape)
         lower = squared * self._integral(recurrence.radau(0.0, self._limit))
         return (upper + lower) / 2, np.abs(upper - lower) / 2
 

@@ -18,7 +18,11 @@ from torch import Tensor
 
 from torchlinop._checkpoint import placed
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import require_finite, require_symmetric
+from torchlinop.estimate.arguments import (
+    require_finite,
+    require_squares,
+    require_symmetric,
+)
 from torchlinop.estimate.sketches import on_host
 
 
@@ -72,6 +76,8 @@ class Recurrence:
         for _ in range(steps):
             q = self._q
             w = self._A._product(q.T).T
+            if not (self.steps or self._norm):
+                require_squares(w, "Lanczos' recurrence")
             alpha = _dots(q, w)
             defect = self._defect(w)
             if self._previous is not None:
@@ -97,13 +103,15 @@ class Recurrence:
         """Differences of numbers that agree where the matrix is symmetric.
 
         In the first step those of one vector and another; in the second, where most of each
-        vector is the first one's product, those of the first and the second.
+        vector is the first one's product, those of the first and the second. The latter
+        need not be orthogonal: of the identity it is made of rounding errors.
         """
         if self.steps == 0:
             products = self._q.conj() @ w.T
             return products - products.mH
         if self.steps == 1 and self._previous is not None:
-            return _dots(self._previous, w) - self._beta
+            along = self._coefficients[0][0] * _dots(self._previous, self._q)
+            return _dots(self._previous, w) - along - self._beta * _dots(self._q, self._q)
         return None
 
     def state(self) -> dict[str, Any]:

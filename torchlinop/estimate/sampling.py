@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from torchlinop.estimate.arguments import positive_count, target
@@ -93,7 +94,8 @@ def sampled(
         try:
             while True:
                 if num_matvecs is None and wanted >= limit:
-                    return result(sampler.exact(), 0.0, "exact")
+                    value = sampler.exact()
+                    return result(value, _nothing(value), "exact")
                 before = sampler.num_matvecs
                 sampler.grow(wanted)
                 bar.update(sampler.num_matvecs - before)
@@ -108,6 +110,11 @@ def sampled(
             if not sampler.num_matvecs:
                 raise
             raise Interrupted(result(*sampler.estimate(), sampler.method)) from interrupt
+
+
+def _nothing(value: Any) -> Any:
+    """The standard error of an exact value."""
+    return torch.zeros_like(value.real) if isinstance(value, Tensor) else 0.0
 
 
 def _power(seen: list[tuple[int, float]]) -> float:

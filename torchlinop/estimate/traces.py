@@ -11,7 +11,7 @@ from scipy.linalg import eigh, solve_triangular
 from torch import Tensor
 
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.estimate.arguments import one_of, square_operator
+from torchlinop.estimate.arguments import one_of, require_squares, square_operator
 from torchlinop.estimate.estimates import Estimate, dependent_mean, mean_and_stderr
 from torchlinop.estimate.hutchinson import (
     Hutchinson,
@@ -235,6 +235,7 @@ class _XNysTrace:
         if num_matvecs > len(omega):
             more = self._source.rows(num_matvecs - len(omega))
             image = product_rows(self._A, more)
+            require_squares(image, "xnystrace")
             self._pair = torch.cat([omega, more]), torch.cat([y, image])
 
     def estimate(self) -> tuple[Any, float]:

@@ -110,13 +110,16 @@ class Tracker:
         if self._k > self._A.shape[0]:
             raise ValueError(f"k has to be at most N = {self._A.shape[0]}, got {k}.")
         self._rtol = at_least_zero("rtol", rtol)
-        most = self._k + 8 if max_matvecs is None else int(max_matvecs)
+        most = self._k + 8
+        if max_matvecs is not None:
+            most = positive_count("max_matvecs", max_matvecs)
         if most < self._k:
             raise ValueError(f"max_matvecs has to be at least k = {k}, got {max_matvecs}.")
         self._most = min(most, self._A.shape[0])
         self._seed = seed
         count = positive_count("num_probes", num_probes) if num_probes else 0
-        self._probes = ProbeSource(self._A, probes, seed).rows(count) if count else None
+        source = ProbeSource(self._A, probes, seed)
+        self._probes = source.rows(count) if count else None
         #: eigenvectors as rows, and one more, which may come up; its eigenvalue
         self._rows: Tensor | None = None
         self._next = -np.inf

@@ -201,6 +201,12 @@ def per_sample_gradients(
 
 def sample_rows(risk: EmpiricalRisk) -> Iterator[Tensor]:
     """Yield the rows of :func:`per_sample_gradients`, ``(S, dim)`` at a time."""
+    if not risk.options.ranks.alone:
+        raise ValueError(
+            "Gradients of single samples are those of one process's data, but the risk is "
+            "that of a process group. Build it without process_group=; for the data of all "
+            "processes there are EFLinearOperator, KFACLinearOperator and the like."
+        )
     if risk.changed():
         risk.survey()
     risk.batches.require_order()

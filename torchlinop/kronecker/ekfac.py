@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torchlinop.kronecker.adding import accumulate, take_first
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, TiedPlan
 from torchlinop.kronecker.factored import KroneckerFactoredLinearOperator
-from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
-from torchlinop.kronecker.sample_gradients import SampleGradients
+from torchlinop.kronecker.looks import Look
+from torchlinop.kronecker.passes import KFACBlock, kfac_pass
 from torchlinop.kronecker.seeds import FisherType
 from torchlinop.kronecker.settings import Settings
-from torchlinop.kronecker.tied import TiedGradients, gradients_of
+from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,
@@ -70,17 +71,9 @@ class EKFACLinearOperator(KroneckerFactoredLinearOperator):
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
         require_gradients(self.settings, "EKFACLinearOperator")
         result = kfac_pass(risk, self.settings)
-        bases = [_Basis(block) for block in result.blocks]
-        for look in looks(risk, self.settings):
-            weights = look.evaluation.seeds.weights.to(risk.space.dtype)
-            with torch.no_grad():
-                for gradients in look.evaluation.gradients():
-                    for basis, plan in zip(bases, look.blocks, strict=True):
-                        own = gradients_of(plan, look.evaluation, gradients, weights)
-                        if own is not None:
-                            basis.add(own)
-            del look
-        return result.operator(risk, [basis.operator() for basis in bases])
+        bases = _Bases(risk, result.blocks)
+        accumulate(risk, self.settings, lambda _: bases)
+        return result.operator(risk, [basis.operator() for basis in bases.each])
 
 
 def require_gradients(settings: Settings, what: str) -> None:
@@ -90,6 +83,29 @@ def require_gradients(settings: Settings, what: str) -> None:
             f"{what} is made of gradients of single samples, which "
             "fisher_type='forward-only' does without. Use KFACLinearOperator."
         )
+
+
+class _Bases:
+    """The diagonals of all blocks, in their eigenbases."""
+
+    def __init__(self, risk: EmpiricalRisk, blocks: list[KFACBlock]) -> None:
+        self.each = [_Basis(block) for block in blocks]
+        self._dtype = risk.space.dtype
+        take_first(risk, [v for basis in self.each for v in basis.vectors()])
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        weights = look.evaluation.seeds.weights.to(self._dtype)
+        with torch.no_grad():
+            for gradients in look.evaluation.gradients():
+                for basis, plan in zip(self.each, look.blocks, strict=True):
+                    sample = gradients_of(plan, look.evaluation, gradients, weights)
+                    if sample is not None:
+                        basis.squares += sample.squares(*basis.of_outputs_and_inputs())
+
+    def tensors(self) -> list[Tensor]:
+        """Return all diagonals."""
+        return [basis.squares for basis in self.each]
 
 
 class _Basis:
@@ -106,7 +122,25 @@ class _Basis:
         self._parts: list[KroneckerLinearOperator] = [
             part for part in parts if isinstance(part, KroneckerLinearOperator)
         ]
-        self._squares: Tensor | None = None
+        shape = [0]
+        if isinstance(block.plan, MatrixPlan):
+            shape = [block.plan.groups, block.plan.outputs, block.plan.inputs]
+        elif isinstance(block.plan, TiedPlan):
+            shape = [1, block.plan.rows, block.plan.columns]
+        first = self._parts[0]
+        #: sums of squared gradients, ``(G, outputs, inputs)``
+        self.squares = torch.zeros(shape, dtype=first.torch_dtype, device=first.device)
+
+    def vectors(self) -> list[Tensor]:
+        """Return all eigenvectors."""
+        if not isinstance(self._plan, (MatrixPlan, TiedPlan)):  # not needed
+            return []
+        spectra = [spectrum for part in self._parts for spectrum in part.spectra()]
+        return [s.vectors for s in spectra if s.vectors is not None]
+
+    def of_outputs_and_inputs(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return both bases, ``(G, d, d)``."""
+        return self._basis(of_outputs=True), self._basis(of_outputs=False)
 
     def _basis(self, *, of_outputs: bool) -> Tensor | None:
         plan = self._plan
@@ -118,21 +152,13 @@ class _Basis:
         found = [v for v in vectors if v is not None]
         return torch.stack(found) if found else None
 
-    def add(self, sample: SampleGradients | TiedGradients) -> None:
-        """Add the squared gradients at some seeds."""
-        squares = sample.squares(
-            self._basis(of_outputs=True), self._basis(of_outputs=False)
-        )
-        self._squares = squares if self._squares is None else self._squares + squares
-
     def operator(self) -> StructuredLinearOperator:
         """Return the block with the corrected eigenvalues."""
         plan = self._plan
         if not isinstance(plan, (MatrixPlan, TiedPlan)):  # exact already
             return self._parts[0]
-        assert self._squares is not None
         groups = []
-        for part, squares in zip(self._parts, self._squares, strict=True):
+        for part, squares in zip(self._parts, self.squares, strict=True):
             values = squares.mT if plan.transposed else squares
             groups.append(part.with_eigenvalues(values.reshape(-1)))
         return groups[0] if len(groups) == 1 else BlockDiagonalLinearOperator(groups)

@@ -9,16 +9,12 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
+from torchlinop.kronecker.adding import Structure, accumulate
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan
 from torchlinop.kronecker.ekfac import require_gradients
+from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import (
-    Look,
-    assemble,
-    looks,
-    require_finite,
-    uncovered_diagonal,
-)
+from torchlinop.kronecker.passes import assemble, require_finite, uncovered_diagonal
 from torchlinop.kronecker.settings import Settings, Uncovered
 from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
@@ -88,27 +84,45 @@ class GGNDiagonalLinearOperator(BlockwiseLinearOperator):
         super().__init__(risk, settings)
 
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
-        totals: dict[int, Tensor] = {}
-        groups, uncovered = [], None
-        for look in looks(risk, self.settings):
-            if uncovered is None:
-                groups = [plan.group for plan in look.blocks]
-                uncovered = uncovered_diagonal(risk, look.uncovered)
-            weights = look.evaluation.seeds.weights.to(risk.space.dtype)
-            with torch.no_grad():
-                for gradients in look.evaluation.gradients():
-                    for i, plan in enumerate(look.blocks):
-                        squares = _squares(plan, look, gradients, weights)
-                        totals[i] = totals[i] + squares if i in totals else squares
-            uncovered.add(look.evaluation)
-            finite = {look.blocks[i].label: t.isfinite().all() for i, t in totals.items()}
-            require_finite(finite | uncovered.finite(risk.space.names), look.position)
-            del look
-        assert uncovered is not None
+        structure, sums = accumulate(risk, self.settings, lambda s: _Diagonals(risk, s))
+        groups = [plan.group for plan in structure.plans]
         blocks: list[StructuredLinearOperator] = [
-            DiagonalLinearOperator(totals[i]) for i in range(len(groups))
+            DiagonalLinearOperator(total) for total in sums.totals
         ]
-        return assemble(risk, groups, blocks, uncovered)
+        return assemble(risk, groups, blocks, sums.uncovered)
+
+
+class _Diagonals:
+    """Sums of squared gradients of single samples, of all blocks."""
+
+    def __init__(self, risk: EmpiricalRisk, structure: Structure) -> None:
+        space = risk.space
+        self._dtype, self._names = space.dtype, space.names
+        self.totals = [
+            torch.zeros(
+                sum(space.sizes[i] for i in plan.group.indices),
+                dtype=space.dtype,
+                device=space.device,
+            )
+            for plan in structure.plans
+        ]
+        self.uncovered = uncovered_diagonal(risk, structure.uncovered)
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        weights = look.evaluation.seeds.weights.to(self._dtype)
+        with torch.no_grad():
+            for gradients in look.evaluation.gradients():
+                for total, plan in zip(self.totals, look.blocks, strict=True):
+                    total += _squares(plan, look, gradients, weights)
+        self.uncovered.add(look.evaluation)
+        pairs = zip(look.blocks, self.totals, strict=True)
+        finite = {plan.label: total.isfinite().all() for plan, total in pairs}
+        require_finite(finite | self.uncovered.finite(self._names), look.position)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all sums."""
+        return [*self.totals, *self.uncovered.diagonals]
 
 
 def _squares(plan: BlockPlan, look: Look, gradients: list[Tensor], like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk
+from torchlinop.kronecker.adding import Structure, accumulate
+from torchlinop.kronecker.blocks import MatrixPlan, TiedPlan
 from torchlinop.kronecker.ekfac import require_gradients
+from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import KFACBlock, kfac_pass, looks
+from torchlinop.kronecker.passes import KFACBlock, kfac_pass
 from torchlinop.kronecker.settings import Settings
 from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
@@ -114,9 +118,11 @@ class KFOCLinearOperator(BlockwiseLinearOperator):
         for step in range(self._max_passes):
             grown = _half_step(risk, self.settings, result.blocks, of_outputs=step % 2 == 0)
             passes += 1
-            if grown is None or (
+            over = grown is None or (
                 sizes is not None and bool((grown - sizes <= self._rtol * grown).all())
-            ):
+            )
+            # the first process decides: others may round differently
+            if risk.options.ranks.together(partial(bool, over), "adding up")[0]:
                 break
             sizes = grown
         self.num_passes = passes
@@ -135,30 +141,54 @@ def _half_step(
             fixed[i] = full / _norms(full)
     if not fixed:
         return None
-    totals: dict[int, Tensor] = {}
-    for look in looks(risk, settings):
-        weights = look.evaluation.seeds.weights.to(risk.space.dtype)
-        with torch.no_grad():
-            for gradients in look.evaluation.gradients():
-                for i, factor in fixed.items():
-                    sample = gradients_of(
-                        look.blocks[i], look.evaluation, gradients, weights
-                    )
-                    assert sample is not None
-                    own = (
-                        sample.output_moment(factor)
-                        if of_outputs
-                        else sample.input_moment(factor)
-                    )
-                    totals[i] = totals[i] + own if i in totals else own
-        del look
-    for i, total in totals.items():
+    _, sums = accumulate(
+        risk, settings, lambda structure: _HalfStep(structure, fixed, of_outputs)
+    )
+    for i, total in sums.totals.items():
         total = (total + total.mT) / 2
         if of_outputs:
             blocks[i].inputs, blocks[i].outputs = fixed[i], total
         else:
             blocks[i].inputs, blocks[i].outputs = total, fixed[i]
-    return torch.cat([_norms(total).reshape(-1) for total in totals.values()])
+    return torch.cat([_norms(total).reshape(-1) for total in sums.totals.values()])
+
+
+class _HalfStep:
+    """Products of all gradients with the factors that stay, by the block's number."""
+
+    def __init__(
+        self, structure: Structure, fixed: dict[int, Tensor], of_outputs: bool
+    ) -> None:
+        self._fixed, self._of_outputs = fixed, of_outputs
+        self._dtype = next(iter(fixed.values())).dtype
+        self.totals: dict[int, Tensor] = {}
+        for i, factor in fixed.items():
+            plan = structure.plans[i]
+            if isinstance(plan, TiedPlan):
+                groups, size = 1, plan.rows if of_outputs else plan.columns
+            else:
+                assert isinstance(plan, MatrixPlan)
+                groups, size = plan.groups, plan.outputs if of_outputs else plan.inputs
+            self.totals[i] = factor.new_zeros(groups, size, size)
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        weights = look.evaluation.seeds.weights.to(self._dtype)
+        with torch.no_grad():
+            for gradients in look.evaluation.gradients():
+                for i, factor in self._fixed.items():
+                    plan = look.blocks[i]
+                    sample = gradients_of(plan, look.evaluation, gradients, weights)
+                    assert sample is not None
+                    self.totals[i] += (
+                        sample.output_moment(factor)
+                        if self._of_outputs
+                        else sample.input_moment(factor)
+                    )
+
+    def tensors(self) -> list[Tensor]:
+        """Return all sums."""
+        return list(self.totals.values())
 
 
 def _norms(factors: Tensor) -> Tensor:

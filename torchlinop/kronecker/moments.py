@@ -136,6 +136,10 @@ class MatrixMoments:
         rows = g.transpose(0, 1).flatten(1, -2)  # (G, all, outputs)
         _add_gram(self.outputs, rows)
 
+    def tensors(self) -> list[Tensor]:
+        """Return the sums."""
+        return [self.inputs, self.outputs]
+
     def finite(self) -> Tensor:
         """Whether all entries are finite: sums of squares show it on the diagonal."""
         inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
@@ -225,6 +229,10 @@ class VectorMoment:
         v = plan.sample_gradients(gradients, batch.uses, batch.places)
         rows = v.flatten(0, 1).to(self.block.dtype)
         _add_gram(self.block.unsqueeze(0), rows.unsqueeze(0))
+
+    def tensors(self) -> list[Tensor]:
+        """Return the sum."""
+        return [self.block]
 
     def finite(self) -> Tensor:
         """Whether all entries are finite: sums of squares show it on the diagonal."""

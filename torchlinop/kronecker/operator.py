@@ -67,7 +67,8 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
             assert self._known is not None
             return self._known[1]
         with EXCLUSIVE:
-            if self._risk.changed():
+            ranks = self._risk.options.ranks
+            if any(ranks.together(self._risk.changed, "looking for changes")):
                 self._risk.survey()
             if self._known is None or self._known[0] != self._risk.looks:
                 self._compute_anew(self._risk)
@@ -273,7 +274,7 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
         -----
         ConvergenceWarning
             The float32 decomposition of a factor has failed, and a float64 one is used;
-            :attr:`precisions` says of which blocks.
+            ``precisions`` says of which blocks.
 
         References
         ----------

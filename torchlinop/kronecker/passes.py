@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.experience import Experience
-from torchlinop.kronecker.blocks import (
-    BlockPlan,
-    MatrixPlan,
-    TiedPlan,
-    VectorPlan,
-    plan_blocks,
-)
-from torchlinop.kronecker.evaluation import Evaluation
+from torchlinop.kronecker.adding import Structure, accumulate
+from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, TiedPlan, VectorPlan
 from torchlinop.kronecker.layout import Group, ParameterLayout
+from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.moments import MatrixMoments, UncoveredDiagonal, VectorMoment
-from torchlinop.kronecker.places import Axis
-from torchlinop.kronecker.seeds import FisherType, SeedSource
-from torchlinop.kronecker.settings import Settings, Uncovered
+from torchlinop.kronecker.seeds import FisherType
+from torchlinop.kronecker.settings import Settings
 from torchlinop.kronecker.tied import TiedMoments
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import (
@@ -32,82 +23,7 @@ from torchlinop.structured import (
     StructuredLinearOperator,
 )
 
-#: where the samples were found to be, and in which look at model and data: a backward pass
-#: that further passes do without
-_found: WeakKeyDictionary[EmpiricalRisk, tuple[int, Sequence[Axis | None]]] = (
-    WeakKeyDictionary()
-)
-
-
 Moment = MatrixMoments | TiedMoments | VectorMoment
-
-
-@dataclass
-class Look:
-    """One batch in a pass.
-
-    Attributes
-    ----------
-    position : int
-        Of the batch in the data.
-    evaluation : Evaluation
-    blocks : list of BlockPlan
-    uncovered : list of int
-        Parameters that no rule covers.
-    """
-
-    position: int
-    evaluation: Evaluation
-    blocks: list[BlockPlan]
-    uncovered: list[int]
-
-
-def looks(risk: EmpiricalRisk, settings: Settings) -> Iterator[Look]:
-    """Evaluate the model batch by batch.
-
-    Raises
-    ------
-    ValueError
-        A parameter is covered by no rule, or is used otherwise than in another batch.
-    """
-    if settings.fisher_type is FisherType.MC:
-        risk.batches.require_order()
-    source = SeedSource(risk, settings.fisher_type, settings.mc_samples, settings.seed)
-    state, groups = Experience(), None
-    look_number, axes = _found.get(risk, (-1, None))
-    if look_number != risk.looks:
-        axes = None
-    for batch in risk.batches:
-        evaluation = Evaluation(risk, batch, source, state, axes)
-        plan = plan_blocks(
-            evaluation.uses, evaluation.unknown, risk.space, joint_bias=settings.joint_bias
-        )
-        if plan.uncovered and settings.uncovered is Uncovered.ERROR:
-            _refuse(risk, plan.uncovered)
-        own = [block.group for block in plan.blocks]
-        if groups is not None and own != groups:
-            raise ValueError(
-                f"In batch {batch.position} the model uses its parameters otherwise than "
-                f"in batch 0: blocks of {[g.names for g in own]} instead of "
-                f"{[g.names for g in groups]}. One matrix needs one structure."
-            )
-        groups = own
-        axes = evaluation.axes
-        if axes is not None:
-            _found[risk] = risk.looks, axes
-        look = Look(batch.position, evaluation, plan.blocks, sorted(plan.uncovered))
-        del evaluation, batch  # not kept while the next batch is evaluated
-        yield look
-        del look
-
-
-def _refuse(risk: EmpiricalRisk, uncovered: dict[int, str]) -> None:
-    reasons = "; ".join(f"{risk.space.names[i]!r} {why}" for i, why in uncovered.items())
-    raise ValueError(
-        f"No Kronecker factors for some parameters: {reasons}. Leave them out of params, "
-        "or pass uncovered='diagonal' to have the exact diagonal for them (one backward "
-        "pass for each sample)."
-    )
 
 
 @dataclass
@@ -182,42 +98,66 @@ def kfac_pass(risk: EmpiricalRisk, settings: Settings) -> Result:
     ValueError
         A factor is not finite; the error names its layer and the batch.
     """
-    moments: list[Moment] = []
-    uncovered: UncoveredDiagonal | None = None
-    plans: list[BlockPlan] = []
-    total = 0.0
-    forward_only = settings.fisher_type is FisherType.FORWARD_ONLY
-    for look in looks(risk, settings):
-        batch = look.evaluation
-        weights = batch.seeds.weights.to(risk.space.dtype)
-        total += weights.double().sum().item()
-        if uncovered is None:
-            plans = look.blocks
-            moments = [_moment(plan, settings, weights) for plan in plans]
-            uncovered = uncovered_diagonal(risk, look.uncovered)
-        pairs = list(zip(moments, look.blocks, strict=True))
-        with torch.no_grad():
-            for moment, plan in pairs:
-                if forward_only or not isinstance(moment, VectorMoment):
-                    moment.add_inputs(plan, batch, weights)  # type: ignore[arg-type]
-            for gradients in batch.gradients():
-                for moment, plan in pairs:
-                    moment.add_outputs(plan, gradients, batch)  # type: ignore[arg-type]
-        uncovered.add(batch)
-        finite = {plan.label: moment.finite() for moment, plan in pairs}
-        require_finite(finite | uncovered.finite(risk.space.names), look.position)
-        del look, batch, pairs
-    assert uncovered is not None
-    total = total or 1.0
+    structure, sums = accumulate(risk, settings, lambda s: _Moments(risk, settings, s))
+    ranks = risk.options.ranks
+    total = sum(ranks.together(lambda: sums.weight, "adding up weights")) or 1.0
     blocks = []
-    for moment, plan in zip(moments, plans, strict=True):
+    for moment, plan in zip(sums.moments, structure.plans, strict=True):
         if not isinstance(moment, VectorMoment):
             inputs, outputs = moment.factors(plan, total, settings.fisher_type)  # type: ignore[arg-type]
             blocks.append(KFACBlock(plan, inputs, outputs))
         else:
             matrix = moment.matrix(total, settings.fisher_type)
             blocks.append(KFACBlock(plan, matrix=matrix))
-    return Result(blocks, uncovered)
+    return Result(blocks, sums.uncovered)
+
+
+class _Moments:
+    """The sums that factors are made of.
+
+    Attributes
+    ----------
+    moments : list of Moment
+        Of the blocks.
+    uncovered : UncoveredDiagonal
+    weight : float
+        Of this process's data.
+    """
+
+    def __init__(
+        self, risk: EmpiricalRisk, settings: Settings, structure: Structure
+    ) -> None:
+        space = risk.space
+        like = torch.empty(0, dtype=space.dtype, device=space.device)
+        self.moments = [_moment(plan, settings, like) for plan in structure.plans]
+        self.uncovered = uncovered_diagonal(risk, structure.uncovered)
+        self.weight = 0.0
+        self._dtype, self._names = space.dtype, space.names
+        self._forward_only = settings.fisher_type is FisherType.FORWARD_ONLY
+
+    def add(self, look: Look) -> None:
+        """Add a batch."""
+        batch = look.evaluation
+        weights = batch.seeds.weights.to(self._dtype)
+        self.weight += weights.double().sum().item()
+        pairs = list(zip(self.moments, look.blocks, strict=True))
+        with torch.no_grad():
+            for moment, plan in pairs:
+                if self._forward_only or not isinstance(moment, VectorMoment):
+                    moment.add_inputs(plan, batch, weights)  # type: ignore[arg-type]
+            for gradients in batch.gradients():
+                for moment, plan in pairs:
+                    moment.add_outputs(plan, gradients, batch)  # type: ignore[arg-type]
+        self.uncovered.add(batch)
+        finite = {plan.label: moment.finite() for moment, plan in pairs}
+        require_finite(finite | self.uncovered.finite(self._names), look.position)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all sums."""
+        parts = list(self.uncovered.diagonals)
+        for moment in self.moments:
+            parts += moment.tensors()
+        return parts
 
 
 def uncovered_diagonal(risk: EmpiricalRisk, indices: list[int]) -> UncoveredDiagonal:

@@ -146,7 +146,7 @@ class SeedSource:
         self._risk = risk
         self._fisher_type = fisher_type
         self._mc_samples = mc_samples
-        self._generator = Generator("cpu").manual_seed(seed)
+        self._generator = risk.generator(seed, mc_samples)
 
     def __call__(self, prediction: Tensor, batch: Batch) -> Seeds:
         """Return the seeds of a batch."""

@@ -52,6 +52,10 @@ class TiedMoments:
         for moment, part in zip(self._moments, plan.parts, strict=True):
             moment.add_outputs(part, gradients, batch)
 
+    def tensors(self) -> list[Tensor]:
+        """Return the sums."""
+        return [tensor for moment in self._moments for tensor in moment.tensors()]
+
     def finite(self) -> Tensor:
         """Whether all entries are finite."""
         return torch.stack([moment.finite() for moment in self._moments]).all()

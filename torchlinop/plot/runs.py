@@ -30,7 +30,8 @@ def convergence(
     log
         Of :func:`torchlinop.monitor`.
     k, which, b
-        Of which Ritz pairs, or of which right-hand side; see :meth:`RunLog.convergence`.
+        Of which Ritz pairs, or of which right-hand side; see
+        :meth:`torchlinop.RunLog.convergence`.
     ax
         Where to draw.
     """

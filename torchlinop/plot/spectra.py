@@ -48,13 +48,16 @@ def eigenvalues(
     [2, 1]
     """
     sizes = np.sort(on_host(values))[::-1]
+    if np.iscomplexobj(sizes):
+        raise ValueError("Eigenvalues have to be real here: draw their .real or .imag.")
     if not len(sizes) or not np.isfinite(sizes).all():
         raise ValueError("There are no eigenvalues to draw, or some are not finite.")
     ax = axes_or_new(ax)
     least = floor * np.abs(sizes).max()
     positive, negative = sizes[sizes > least], -sizes[::-1][sizes[::-1] < -least]
     name = "eigenvalues" if label is None else label
-    marker = {"marker": "o", "markersize": 4, "markevery": _few(positive)}
+    symbol = "os^vD"[len(ax.lines) % 5]  # another for each call, for print
+    marker = {"marker": symbol, "markersize": 4, "markevery": _few(positive)}
     (line,) = ax.loglog(np.arange(1, len(positive) + 1), positive, label=name, **marker)
     if len(negative):
         marker |= {"markerfacecolor": "none", "markevery": _few(negative)}
@@ -100,7 +103,8 @@ def density(
     curve = spectrum.density(x, sigma=sigma)
     low, high = spectrum.band(x, sigma=sigma)
     single = 1 / (spectrum.dim * width * np.sqrt(2 * np.pi))
-    (line,) = ax.semilogy(x, np.maximum(curve, 1e-3 * single), label=label)
+    style = ("-", "--", "-.", ":")[len(ax.lines) % 4]  # another for each call, for print
+    (line,) = ax.semilogy(x, np.maximum(curve, 1e-3 * single), style, label=label)
     top = 3 * curve.max()
     ax.fill_between(
         x,
@@ -168,6 +172,7 @@ def layers(spectra: Mapping[str, SpectralDensity], *, ax: Any = None) -> Any:
     ax
         Where to draw.
     """
+    require(Mapping, spectra, "estimate.layer_densities(A)")
     if not spectra:
         raise ValueError("There are no layers to draw.")
     for spectrum in spectra.values():

@@ -46,7 +46,23 @@ class Fit:
 
 
 def fit_of(risk: EmpiricalRisk, curvature: StructuredLinearOperator) -> Fit:
-    """Evaluate the model on its data."""
+    """Evaluate the model on its data, that of all processes."""
+    told = risk.options.ranks.together(lambda: _own(risk), "evaluating a likelihood")
+    totals, counts = zip(*told, strict=True)
+    likelihood = _LIKELIHOODS.get(type(risk.loss), Likelihood.UNKNOWN)
+    return Fit(
+        risk,
+        risk.looks,
+        curvature,
+        likelihood,
+        sum(totals),
+        risk.normalizer,
+        sum(counts),
+    )
+
+
+def _own(risk: EmpiricalRisk) -> tuple[float, int]:
+    """Sum of the loss over the data of this process, and the number of targets."""
     total, count = 0.0, 0
     leaves = [leaf.detach() for leaf in risk.leaves()]
     for batch in risk.batches:
@@ -59,8 +75,7 @@ def fit_of(risk: EmpiricalRisk, curvature: StructuredLinearOperator) -> Fit:
             if share:  # else every target of the batch is ignored
                 total += share * risk.loss_function(prediction, batch.y).item()
         count += prediction.numel()
-    likelihood = _LIKELIHOODS.get(type(risk.loss), Likelihood.UNKNOWN)
-    return Fit(risk, risk.looks, curvature, likelihood, total, risk.normalizer, count)
+    return total, count
 
 
 def require_gaussian(fit: Fit) -> None:

@@ -85,7 +85,8 @@ def laplace(
             "EmpiricalRisk(model, loss_function, params, data); laplace(risk, "
             "KFACLinearOperator(risk))."
         )
-    if risk.changed():
+    ranks = risk.options.ranks
+    if any(ranks.together(risk.changed, "making a Laplace approximation")):
         risk.survey()
     space = getattr(curvature, "space", None)
     shape = tuple(getattr(curvature, "shape", ()))

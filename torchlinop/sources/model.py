@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from torchlinop.autodiff.diagnose import explain, is_missing_derivative
 from torchlinop.autodiff.functional import Substitution, unwrapped, with_tensors
 from torchlinop.autodiff.interruptible import in_force
 from torchlinop.autodiff.recording import EXCLUSIVE, recording
-from torchlinop.data import Batch, DataSource, Survey
+from torchlinop.data import Batch, DataSource, Survey, require_batches
+from torchlinop.distributed.sameness import Facts, facts_of, require_same
 from torchlinop.sources.checks import (
     mode_sensitive,
     renormalizes,
@@ -30,6 +31,9 @@ from torchlinop.sources.checks import (
 )
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
+from torchlinop.sources.sharded import WholeTensors, require_sharded
+
+Told = TypeVar("Told")
 
 
 class ModelOnData:
@@ -64,7 +68,9 @@ class ModelOnData:
         self.model = model
         self.options = options
         self._as_mapping = isinstance(params, Mapping)
+        require_sharded(model)
         self._params = named_parameters(model, params)
+        self._whole = WholeTensors(model, self._params, options.ranks)
         require_replaceable(model, self._params)
         self.space = ParameterSpace(self._params)
         self.batches = DataSource(
@@ -86,9 +92,12 @@ class ModelOnData:
     # ------------------------------------------------------------------ evaluation
 
     def leaves(self) -> list[Tensor]:
-        """Return fresh leaves that share the parameters' memory and version counters."""
+        """Return fresh leaves that share the parameters' memory and version counters.
+
+        Of those that are sharded, the whole ones that were gathered at the last look.
+        """
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
-            leaves = [p.detach() for p in self._params.values()]
+            leaves = [self._whole(p).detach() for p in self._params.values()]
             if renormalizes(self.model):  # the model writes into its weights
                 leaves = [leaf.clone() for leaf in leaves]
             return [leaf.requires_grad_() for leaf in leaves]
@@ -129,13 +138,12 @@ class ModelOnData:
         written = renormalizes(model)
         chosen = self._chosen(leaves)
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
-            constants = {
-                id(p): p.detach().clone() if written else p.detach()
-                for p in model.parameters()
-                if id(p) not in chosen
-            }
+            others = [p for p in model.parameters() if id(p) not in chosen]
+            constants = {id(p): self._whole(p).detach() for p in others}
+            if written:
+                constants = {key: p.clone() for key, p in constants.items()}
             # buffers may be written to: running statistics, counters
-            constants |= {id(b): b.clone() for b in model.buffers()}
+            constants |= {id(b): self._whole(b).clone() for b in model.buffers()}
         return with_tensors(model, constants | chosen)
 
     def require_unchanged(self, batch: Batch) -> None:
@@ -177,14 +185,18 @@ class ModelOnData:
 
     def survey(self) -> None:
         """Look at model and data anew, and check what was asked for."""
-        self.accept(self.look(self._prediction))
+        look, _ = self.look(self._prediction, lambda _: None, lambda: None)
+        self.accept(look)
 
     def look(
         self,
         evaluate: Callable[[Batch], dict[str, Tensor]],
-        visit: Callable[[Batch], None] | None = None,
-    ) -> Look:
+        visit: Callable[[Batch], None],
+        find: Callable[[], Told],
+    ) -> tuple[Look, list[Told]]:
         """Pass over the data and check what was asked for; nothing is changed by it.
+
+        Every rank does so with its share of the data, and all have to be the same else.
 
         Parameters
         ----------
@@ -192,7 +204,49 @@ class ModelOnData:
             What has to come out twice for the first batch, by name.
         visit
             Called with every batch, where it is.
+        find
+            What this rank tells the others after that. All are returned, by rank.
         """
+        ranks = self.options.ranks
+        looks: list[Look] = []
+        self._whole.gather()
+
+        def here() -> tuple[int, Facts, Told]:
+            looks.append(self._look_here(evaluate, visit))
+            facts = {} if ranks.alone else self._facts_for_others()
+            return len(looks[0].survey.digests), facts, find()
+
+        told = ranks.together(here, f"looking at {type(self.model).__name__} and its data")
+        require_batches(sum(number for number, _, _ in told))
+        require_same([facts for _, facts, _ in told])
+        return looks[0], [own for _, _, own in told]
+
+    def _facts_for_others(self) -> Facts:
+        """What has to be the same on every rank."""
+        plain = {
+            "type of the model": type(self.model).__qualname__,
+            "names of the parameters": self.space.names,
+            "settings of the loss": [fact() for fact in self._facts],
+        }
+        tensors: dict[str, Tensor] = {
+            f"parameter {n!r}": self._whole(p) for n, p in self._params.items()
+        }
+        chosen = {id(p) for p in self._params.values()}
+        for module in self._modules:
+            of = "" if module is self.model else f" of {type(module).__name__}"
+            named = [*module.named_parameters(), *module.named_buffers()]
+            tensors |= {
+                f"tensor {name!r}{of}": self._whole(tensor)
+                for name, tensor in named
+                if id(tensor) not in chosen
+            }
+        return facts_of(plain, tensors)
+
+    def _look_here(
+        self,
+        evaluate: Callable[[Batch], dict[str, Tensor]],
+        visit: Callable[[Batch], None],
+    ) -> Look:
         options = self.options
         if isinstance(self.model, nn.Module):
             named_parameters(self.model, self._params)  # none has been replaced
@@ -200,7 +254,7 @@ class ModelOnData:
             require_evaluation_mode(self.model)
         if options.check_finite:
             for name, p in self._params.items():
-                require_finite(p, f"parameter {name!r}")
+                require_finite(self._whole(p), f"parameter {name!r}")
         watch = Watch(  # before the data is read
             [*self._params.values(), *self.batches.lasting_tensors()],
             modules=self._modules,
@@ -210,8 +264,7 @@ class ModelOnData:
         first: list[Batch] = []
 
         def see(batch: Batch) -> None:
-            if visit is not None:
-                visit(batch)
+            visit(batch)
             if not first:
                 first.append(batch)
             if options.check_finite:
@@ -220,7 +273,7 @@ class ModelOnData:
 
         survey = self.batches.survey(see, check=options.check_deterministic)
         draws = True
-        if options.check_deterministic:
+        if options.check_deterministic and first:
             batch = first[0].to(self.space.device)
             with recording(self.space.device, rules=False):
                 draws = require_repeatable(

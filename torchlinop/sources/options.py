@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from torchlinop._typing import CachePolicy
+from torchlinop.distributed.ranks import ALONE, Ranks, ranks_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,19 @@ class Options:
         Refuse NaN and infinity in parameters and data.
     progressbar
         Show progress over the batches.
+    process_group
+        A process group of :mod:`torch.distributed` whose processes hold shares of the
+        data: ``torch.distributed.group.WORLD`` for all of them. Every process passes its
+        own share (any size, none included) and the same model, and gets the operator of
+        all data. All of them build it, multiply, and refresh it, or leave that to
+        :func:`torchlinop.distributed.driver`. By default one process has all of the data.
 
     Raises
     ------
     TypeError, ValueError
         An option is not what is described above.
+    RuntimeError
+        The process group is not initialized, or this process is not in it.
     """
 
     batch_size: Callable[[Any], int] | None = None
@@ -58,8 +67,11 @@ class Options:
     check_derivatives: bool = True
     check_finite: bool = False
     progressbar: bool = False
+    process_group: InitVar[Any] = "alone"
+    #: the processes that share the data; the group itself ends when its user says so
+    ranks: Ranks = field(init=False, default=ALONE)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, process_group: Any) -> None:
         if not (isinstance(self.cache, bool) or self.cache == "auto"):
             raise ValueError(f"cache has to be 'auto', True or False, got {self.cache!r}.")
         for name in ("memory_budget", "host_memory_budget"):
@@ -71,11 +83,13 @@ class Options:
                 "batch_size is a function from X to the number of data in it, for instance "
                 f"lambda X: len(X.ids), got {self.batch_size!r}."
             )
+        object.__setattr__(self, "ranks", ranks_of(process_group))
 
     @classmethod
     def of(cls, keywords: dict[str, Any]) -> Options:
         """Make options of keyword arguments; refuse unknown ones."""
-        names = [field.name for field in dataclasses.fields(cls)]
+        names = [part.name for part in dataclasses.fields(cls) if part.init]
+        names.append("process_group")
         unknown = [name for name in keywords if name not in names]
         if unknown:
             raise TypeError(

@@ -7,16 +7,24 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from torchlinop._typing import Data, Loss, Model, Parameters, Reduction
 from torchlinop.autodiff.backward import backward
-from torchlinop.autodiff.losses import LossFunction, as_loss, is_piecewise_linear
+from torchlinop.autodiff.losses import (
+    LikelihoodLoss,
+    LossFunction,
+    as_loss,
+    is_piecewise_linear,
+)
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError, DataSource
 from torchlinop.sources.model import ModelOnData
 from torchlinop.sources.options import Options
 from torchlinop.sources.protocol import Result, record_with_rules
+
+#: random numbers that are drawn at once to be left out
+_SKIPPED = 1 << 20
 
 
 class EmpiricalRisk:
@@ -36,7 +44,8 @@ class EmpiricalRisk:
         A module, or a function ``(params, X) -> prediction`` that takes the parameters
         as the list or dict given in ``params``. Of a module that is wrapped
         (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``) the inner one
-        is evaluated.
+        is evaluated; one whose parameters are sharded (``fully_shard``, ``DTensor``), with
+        whole ones, which needs ``process_group``.
     loss_function
         ``CrossEntropyLoss``, ``MSELoss``, ``BCEWithLogitsLoss`` (closed forms), another
         loss of :mod:`torch.nn` that averages over elements, or any callable
@@ -84,19 +93,23 @@ class EmpiricalRisk:
         reduction: Reduction | None = None,
         **options: Any,
     ) -> None:
-        self._on_data = ModelOnData(
-            model,
-            params,
-            data,
-            Options.of(options),
-            modules=[loss_function] if isinstance(loss_function, nn.Module) else [],
-            facts=[functools.partial(_settings, loss_function)],
+        chosen = Options.of(options)
+        self._on_data = chosen.ranks.on_each(
+            lambda: ModelOnData(
+                model,
+                params,
+                data,
+                chosen,
+                modules=[loss_function] if isinstance(loss_function, nn.Module) else [],
+                facts=[functools.partial(_settings, loss_function)],
+            ),
+            f"building an EmpiricalRisk of {type(model).__name__}",
         )
         self.space = self._on_data.space
         self.options = self._on_data.options
         self.loss_function = loss_function
         self._reduction = reduction
-        self._known = _Known(as_loss(loss_function, reduction), {}, 1.0, False)
+        self._known = _Known(as_loss(loss_function, reduction), {}, 1.0, False, 0)
         self.survey()
 
     @property
@@ -123,6 +136,20 @@ class EmpiricalRisk:
     def flat(self) -> bool:
         """Whether the loss was found to be linear in the prediction, up to kinks."""
         return self._known.flat
+
+    def generator(self, seed: int, mc_samples: int) -> Generator:
+        """Return a generator for labels of this process's data, from the first on.
+
+        It goes on where the process before ends: a seed stands for the same numbers however
+        the data is spread, in the order of the ranks.
+        """
+        generator = Generator("cpu").manual_seed(seed)
+        left = self._known.draws_before * mc_samples
+        while left:
+            number = min(left, _SKIPPED)
+            torch.rand(number, generator=generator, dtype=torch.float64, device="cpu")
+            left -= number
+        return generator
 
     # ------------------------------------------------------------------ evaluation
 
@@ -180,14 +207,18 @@ class EmpiricalRisk:
 
     def survey(self) -> None:
         """Pass over the data for the normaliser and the checks."""
+        ranks = self.options.ranks
         loss = as_loss(self.loss_function, self._reduction)
         shares: dict[int, float] = {}
+        draws: dict[int, int] = {}
 
         def visit(batch: Batch) -> None:
             if loss.reduction == "mean":
                 shares[batch.position] = loss.normalizer(batch.y, batch.size)
+            if isinstance(loss, LikelihoodLoss) and not ranks.alone:
+                draws[batch.position] = loss.num_draws(batch.y)
 
-        flat = False
+        flat: bool | None = None  # without data
 
         def evaluate(batch: Batch) -> dict[str, Tensor]:
             nonlocal flat
@@ -198,15 +229,21 @@ class EmpiricalRisk:
             values = {"predictions": prediction.detach(), "losses": slope.detach()}
             return values | _first_gradient(prediction, slope, leaves)
 
-        look = self._on_data.look(evaluate, visit)
-        normalizer = sum(shares.values()) if loss.reduction == "mean" else 1.0
+        look, told = self._on_data.look(
+            evaluate, visit, lambda: _Share(sum(shares.values()), flat, sum(draws.values()))
+        )
+        mean = loss.reduction == "mean"
+        normalizer = sum(share.weight for share in told) if mean else 1.0
         if normalizer == 0:
             raise ValueError(
                 "The loss averages over a total weight of zero: every target is ignored "
                 "or has class weight zero. Check ignore_index, weight and the targets."
             )
         with EXCLUSIVE:
-            self._known = _Known(loss, shares, normalizer, flat)
+            known = [share.flat for share in told if share.flat is not None]
+            flat = bool(known) and all(known)
+            before = sum(share.draws for share in told[: ranks.rank])
+            self._known = _Known(loss, shares, normalizer, flat, before)
             self._on_data.accept(look)
 
 
@@ -218,6 +255,16 @@ class _Known(NamedTuple):
     shares: dict[int, float]
     normalizer: float
     flat: bool
+    #: numbers that are drawn for the data of the ranks before this one
+    draws_before: int
+
+
+class _Share(NamedTuple):
+    """What a rank tells the others of its data."""
+
+    weight: float
+    flat: bool | None
+    draws: int
 
 
 #: plain attributes of torch's losses

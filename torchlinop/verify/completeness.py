@@ -12,8 +12,9 @@ from torch import Tensor
 from torchlinop._interchange import as_tensor
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
-from torchlinop.estimate import Estimate, spectral_density
+from torchlinop.estimate import Estimate
 from torchlinop.estimate.arguments import one_of, square_operator
+from torchlinop.estimate.densities import density_of
 from torchlinop.solve.columns import column_norms
 from torchlinop.verify.residuals import columns, wide
 from torchlinop.verify.results import Completeness
@@ -110,8 +111,9 @@ def complete(
     slack = float(inexact) + torch.finfo(A.torch_dtype).eps ** (2 / 3) * scale
     away = 0.0 if which == "LM" else limit - max(scale, 1e-30)
     deflated = _Deflated(A, Q, -away if which == "SA" else away)
-    density = spectral_density(
-        deflated, num_probes=num_probes, num_steps=num_steps, seed=seed
+    # what is left may be zero but for rounding errors
+    density = density_of(
+        deflated, num_probes, num_steps, "rademacher", seed, progress=False, norm=scale
     )
     beyond = measure(density.nodes) > limit + slack
     samples = A.shape[0] * (density.weights * beyond).sum(axis=1)

@@ -91,3 +91,6 @@ class BinaryCrossEntropyWithLogits(LikelihoodLoss):
         p = torch.sigmoid(z)
         label = (u < p.double().unsqueeze(-1)).movedim(-1, 0)
         return mass.sqrt() * (p - label.to(p))
+
+    def num_draws(self, target: Tensor) -> int:
+        return target.numel()

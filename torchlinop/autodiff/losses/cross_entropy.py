@@ -185,6 +185,11 @@ class CrossEntropy(LikelihoodLoss):
             samples = samples.repeat(mc_samples, *[1] * p.ndim)
         return samples.scatter_add_(dim, label, -root.expand(label.shape))
 
+    def num_draws(self, target: Tensor) -> int:
+        if not target.is_floating_point():  # classes by number
+            return target.numel()
+        return target.numel() // target.shape[_class_dimension(target)]
+
 
 def _drawn(rows: Tensor, u: Tensor) -> Tensor:
     """Labels ``(R, M)`` for uniform numbers, by the cumulated probabilities ``(R, C)``."""

@@ -83,6 +83,10 @@ class LikelihoodLoss(LossFunction):
         device nor the batch size changes what is drawn.
         """
 
+    @abstractmethod
+    def num_draws(self, target: Tensor) -> int:
+        """How many numbers are drawn for each of the samples of a batch's targets."""
+
 
 def row_dimension(prediction: Tensor, *, classes_first: bool) -> int | None:
     """Return the dimension that holds one datum's components: the classes, or the last.

@@ -61,6 +61,9 @@ class MeanSquaredError(LikelihoodLoss):
         noise = torch.erfinv(2 * u - (1 - 2.0**-53))
         return 2 * noise.movedim(-1, 0).to(prediction.device, prediction.dtype)
 
+    def num_draws(self, target: Tensor) -> int:
+        return target.numel()
+
 
 def _multiple(factor: float) -> HessianProduct:
     def product(u: Tensor) -> Tensor:
