@@ -43,22 +43,25 @@ def test_same_matrix(peer, loss, fisher_type, approx, separate):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "separate"),
     [
-        {"damping": 0.1},
-        {"damping": (0.1, 0.3)},
-        {"damping": 0.1, "use_heuristic_damping": True},
-        {"damping": 0.1, "use_exact_damping": True},
+        ({"damping": 0.1}, False),
+        ({"damping": 0.1}, True),
+        ({"damping": (0.1, 0.3)}, False),
+        ({"damping": (0.1, 0.3)}, True),
+        ({"damping": 0.1, "use_heuristic_damping": True}, False),
+        ({"damping": 0.1, "use_exact_damping": True}, False),
+        ({"damping": 0.1, "use_exact_damping": True}, True),
     ],
 )
-def test_same_inverse(peer, options):
+def test_same_inverse(peer, options, separate):
     problem = _problem(nn.CrossEntropyLoss())
     dense = []
     for lib in (ours, peer):
         K = lib.KFACLinearOperator(
             *problem,
             fisher_type="type-2",
-            separate_weight_and_bias=False,
+            separate_weight_and_bias=separate,
             check_deterministic=False,
         )
         inverse = lib.KFACInverseLinearOperator(K, **options)

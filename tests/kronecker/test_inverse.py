@@ -121,6 +121,15 @@ def test_strategies():
     torch.testing.assert_close(heuristic.det(), torch.linalg.det(heuristic.to_dense()))
 
 
+@pytest.mark.parametrize("strategy", ["plain", "heuristic", "exact"])
+def test_a_bias_alone_is_no_product(strategy):
+    """The number that is its other factor is not damped."""
+    K = KFACLinearOperator(*ZOO["mlp"]().arguments, joint_bias=False)
+    damped = K.to_dense()[12:16, 12:16] + 0.1 * torch.eye(4).double()
+    inverse = K.inverse(damping=0.1, strategy=strategy).to_dense()[12:16, 12:16]
+    torch.testing.assert_close(inverse, torch.linalg.inv(damped))
+
+
 def test_decomposed_once(monkeypatch):
     K = KFACLinearOperator(*ZOO["mlp"]().arguments)
     calls = []

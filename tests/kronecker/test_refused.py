@@ -64,6 +64,19 @@ def test_weight_norm_is_named():
         KFACLinearOperator(*problem.arguments)
 
 
+@pytest.mark.parametrize("rows", [[2, 1], [0, 2], torch.tensor([True, False, True])])
+def test_rows_by_their_numbers_are_no_slice(rows):
+    """They are a copy, in an order of their own."""
+    loss, data = nn.MSELoss(), [(torch.randn(4, 3).double(), torch.randn(4, 2).double())]
+    params = {"W": torch.randn(3, 3).double()}
+    predict = lambda p, x: nn.functional.linear(x, p["W"][rows])  # noqa: E731
+    with pytest.raises(ValueError, match="'W' is given to '__getitem__'"):
+        KFACLinearOperator(predict, loss, params, data)
+    D = GGNDiagonalLinearOperator(predict, loss, params, data)
+    G = dense_ggn(predict, loss, params, data)
+    torch.testing.assert_close(D.diagonal(), G.diagonal())
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -97,6 +110,14 @@ def test_factors_that_are_not_finite():
     problem.data[1][0][0, 0] = torch.inf
     with pytest.raises(ValueError, match=r"factors of 0.weight, 0.bias .* after batch 1"):
         KFACLinearOperator(*problem.arguments, check_deterministic=False)
+    with pytest.raises(ValueError, match=r"factors of 0.weight .* after batch 1"):
+        GGNDiagonalLinearOperator(*problem.arguments, check_deterministic=False)
+    predict = lambda p, x: torch.einsum("ni,oi->no", x, p["W"])  # noqa: E731
+    arguments = predict, problem.loss, {"W": torch.rand(3, 3).double()}, problem.data
+    for kind in (KFACLinearOperator, EKFACLinearOperator, GGNDiagonalLinearOperator):
+        options = {} if kind is GGNDiagonalLinearOperator else {"uncovered": "diagonal"}
+        with pytest.raises(ValueError, match=r"factors of W are not finite after batch 1"):
+            kind(*arguments, **options, check_deterministic=False)
 
 
 def test_samples_that_do_not_fit():

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
-from torchlinop import EKFACLinearOperator, KFACLinearOperator
+from torchlinop import EKFACLinearOperator, KFACLinearOperator, KFOCLinearOperator
 from torchlinop.kronecker import StoredFileError
 
 from tests.kronecker.test_inverse import FAMILY
@@ -35,6 +35,14 @@ def test_what_is_saved_is_loaded(tmp_path, kind, name, monkeypatch):
     torch.testing.assert_close(inverse, expected, **close)
     assert [p.name for p in tmp_path.iterdir()] == ["factors"]
     B.refresh()  # nothing to look at
+    if kind is KFOCLinearOperator:
+        assert A.num_passes > B.num_passes == 0
+
+
+def test_devices_that_safetensors_does_not_know(tmp_path):
+    path = tmp_path / "factors"
+    KFACLinearOperator(*ZOO["mlp"]().arguments).save(path)
+    assert KFACLinearOperator.load(path, device="meta").device == torch.device("meta")
 
 
 def test_files_that_do_not_fit(tmp_path):

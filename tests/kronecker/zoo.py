@@ -142,6 +142,22 @@ def cross_attention() -> Model:
     return _of(_Cross(), nn.CrossEntropyLoss(), _labels((3, 4)))
 
 
+class _OtherKeys(nn.Module):
+    """Attention to keys and values of other sizes: a weight each, rows of one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, kdim=3, vdim=2)
+        nn.init.uniform_(self.attention.in_proj_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x[..., :3], x[..., :2])[0].mean(1)
+
+
+def other_keys() -> Model:
+    return _of(_OtherKeys(), nn.CrossEntropyLoss(), _labels((3, 4)))
+
+
 class _Recurrent(nn.Module):
     """One cell used for every step, sequences first; a weight tied to the first layer."""
 
@@ -249,7 +265,7 @@ ZOO = {
     make.__name__: make
     for make in (
         mlp, weighted, binary, convolutions, convolutions_in_place, tokens, tokens_second,
-        cross_attention, recurrent, function, general_loss, one_number, root_mean_square,
-        tied_head, tied_transposed,
+        cross_attention, other_keys, recurrent, function, general_loss, one_number,
+        root_mean_square, tied_head, tied_transposed,
     )
 }  # fmt: skip

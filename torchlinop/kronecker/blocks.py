@@ -116,6 +116,7 @@ class TiedPlan(BlockPlan):
     parts: tuple[MatrixPlan, ...] = ()
     #: rows of the block's matrix are rows of the parameter
     transposed = False
+    has_weight = True
 
 
 @dataclass(frozen=True)

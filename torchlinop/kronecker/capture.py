@@ -80,11 +80,13 @@ class Capture(InterruptibleMode):
         if func is F.multi_head_attention_forward:
             return self._look_inside(func, args, kwargs)
         rule = RULES.get(func)
-        use = None if rule is None else rule(self.find, *args, **kwargs)
+        found = None if rule is None else rule(self.find, *args, **kwargs)
         result = _call(func, args, kwargs)
-        if use is not None:
-            use.record(_name(func), result)
-            self.uses.append(use)
+        if found is not None:
+            uses = found if isinstance(found, tuple) else (found,)
+            for use in uses:
+                use.record(_name(func), result)
+            self.uses.extend(uses)
         elif not self._is_view(func, given, result) and _depends(result):
             for parameter in given:
                 self.unknown.setdefault(parameter.position, _name(func))
@@ -114,7 +116,9 @@ class Capture(InterruptibleMode):
         parts = [result] if isinstance(result, Tensor) else list(result)
         whole = parameter.tensor
         if not all(
-            part.shape[1:] == whole.shape[1:] and part.stride() == whole.stride()
+            part._is_view()  # rows by their numbers are copied
+            and part.shape[1:] == whole.shape[1:]
+            and part.stride() == whole.stride()
             for part in parts
         ):
             return False

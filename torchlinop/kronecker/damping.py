@@ -30,7 +30,8 @@ def damped_inverse(
     matrix
         Its blocks are structured.
     damping
-        At least zero; with ``"plain"`` also one for each of two factors.
+        At least zero; with ``"plain"`` also one for each of two factors, of which the
+        first is that of blocks with one factor.
     strategy
         One of ``STRATEGIES``.
     min_damping
@@ -53,7 +54,7 @@ def damped_inverse(
             return block.map(inverse)
         is_product = isinstance(block, KroneckerLinearOperator) and len(block.factors) == 2
         if strategy == "exact" or not is_product:
-            return block.inverse(damping=max(both))
+            return block.inverse(damping=both[0])
         assert isinstance(block, KroneckerLinearOperator)
         dampings = both if strategy == "plain" else _balanced(block, both[0], min_damping)
         spectra = [

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.curvature.summed import as_risk
 from torchlinop.kronecker.adding import accumulate, take_first
 from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, TiedPlan
+from torchlinop.kronecker.factored import KroneckerFactoredLinearOperator
 from torchlinop.kronecker.looks import Look
-from torchlinop.kronecker.operator import BlockwiseLinearOperator
 from torchlinop.kronecker.passes import KFACBlock, kfac_pass
 from torchlinop.kronecker.seeds import FisherType
 from torchlinop.kronecker.settings import Settings
@@ -25,7 +21,7 @@ from torchlinop.structured import (
 )
 
 
-class EKFACLinearOperator(BlockwiseLinearOperator):
+class EKFACLinearOperator(KroneckerFactoredLinearOperator):
     r"""KFAC with the diagonal of the GGN or Fisher matrix in KFAC's eigenbasis.
 
     .. math::
@@ -72,35 +68,8 @@ class EKFACLinearOperator(BlockwiseLinearOperator):
     True
     """  # noqa: E501
 
-    def __init__(
-        self,
-        model: Model | EmpiricalRisk,
-        loss_function: Loss | None = None,
-        params: Parameters | None = None,
-        data: Data | None = None,
-        *,
-        fisher_type: str = "type-2",
-        mc_samples: int = 1,
-        seed: int = 0,
-        weight_sharing: str = "expand",
-        joint_bias: bool = True,
-        uncovered: str = "error",
-        **options: Any,
-    ) -> None:
-        risk = as_risk(model, loss_function, params, data, options)
-        settings = Settings.of(
-            risk,
-            fisher_type=fisher_type,
-            mc_samples=mc_samples,
-            seed=seed,
-            weight_sharing=weight_sharing,
-            joint_bias=joint_bias,
-            uncovered=uncovered,
-        )
-        require_gradients(settings, "EKFACLinearOperator")
-        super().__init__(risk, settings)
-
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
+        require_gradients(self.settings, "EKFACLinearOperator")
         result = kfac_pass(risk, self.settings)
         bases = _Bases(risk, result.blocks)
         accumulate(risk, self.settings, lambda _: bases)
@@ -176,6 +145,8 @@ class _Basis:
     def _basis(self, *, of_outputs: bool) -> Tensor | None:
         plan = self._plan
         assert isinstance(plan, (MatrixPlan, TiedPlan))
+        if not (of_outputs or plan.has_weight):
+            return None
         place = int(of_outputs == plan.transposed)
         vectors = [part.spectra()[place].vectors for part in self._parts]
         found = [v for v in vectors if v is not None]

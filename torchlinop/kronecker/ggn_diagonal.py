@@ -14,7 +14,7 @@ from torchlinop.kronecker.blocks import BlockPlan, MatrixPlan, VectorPlan
 from torchlinop.kronecker.ekfac import require_gradients
 from torchlinop.kronecker.looks import Look
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
-from torchlinop.kronecker.passes import assemble, uncovered_diagonal
+from torchlinop.kronecker.passes import assemble, require_finite, uncovered_diagonal
 from torchlinop.kronecker.settings import Settings, Uncovered
 from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
@@ -97,7 +97,7 @@ class _Diagonals:
 
     def __init__(self, risk: EmpiricalRisk, structure: Structure) -> None:
         space = risk.space
-        self._dtype = space.dtype
+        self._dtype, self._names = space.dtype, space.names
         self.totals = [
             torch.zeros(
                 sum(space.sizes[i] for i in plan.group.indices),
@@ -116,6 +116,9 @@ class _Diagonals:
                 for total, plan in zip(self.totals, look.blocks, strict=True):
                     total += _squares(plan, look, gradients, weights)
         self.uncovered.add(look.evaluation)
+        pairs = zip(look.blocks, self.totals, strict=True)
+        finite = {plan.label: total.isfinite().all() for plan, total in pairs}
+        require_finite(finite | self.uncovered.finite(self._names), look.position)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""

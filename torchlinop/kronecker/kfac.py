@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torchlinop._typing import Data, Loss, Model, Parameters
-from torchlinop.curvature.summed import as_risk
-from torchlinop.kronecker.operator import BlockwiseLinearOperator
+from torchlinop.kronecker.factored import KroneckerFactoredLinearOperator
 from torchlinop.kronecker.passes import kfac_pass
-from torchlinop.kronecker.settings import Settings
 from torchlinop.sources import EmpiricalRisk
 from torchlinop.structured import BlockDiagonalLinearOperator
 
 
-class KFACLinearOperator(BlockwiseLinearOperator):
+class KFACLinearOperator(KroneckerFactoredLinearOperator):
     r"""Kronecker-factored approximation of the GGN or Fisher matrix.
 
     Block diagonal, one block for each weight (with its bias):
@@ -96,33 +91,6 @@ class KFACLinearOperator(BlockwiseLinearOperator):
     >>> list(K.blocks)
     [('weight', 'bias')]
     """
-
-    def __init__(
-        self,
-        model: Model | EmpiricalRisk,
-        loss_function: Loss | None = None,
-        params: Parameters | None = None,
-        data: Data | None = None,
-        *,
-        fisher_type: str = "type-2",
-        mc_samples: int = 1,
-        seed: int = 0,
-        weight_sharing: str = "expand",
-        joint_bias: bool = True,
-        uncovered: str = "error",
-        **options: Any,
-    ) -> None:
-        risk = as_risk(model, loss_function, params, data, options)
-        settings = Settings.of(
-            risk,
-            fisher_type=fisher_type,
-            mc_samples=mc_samples,
-            seed=seed,
-            weight_sharing=weight_sharing,
-            joint_bias=joint_bias,
-            uncovered=uncovered,
-        )
-        super().__init__(risk, settings)
 
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:
         result = kfac_pass(risk, self.settings)

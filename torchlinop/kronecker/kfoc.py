@@ -52,7 +52,7 @@ class KFOCLinearOperator(BlockwiseLinearOperator):
     ----------
     space : ParameterSpace
     num_passes : int
-        Passes over the data, that of KFAC included.
+        Passes over the data, that of KFAC included; 0 for a matrix from a file.
 
     Raises
     ------
@@ -74,6 +74,8 @@ class KFOCLinearOperator(BlockwiseLinearOperator):
     >>> KFOCLinearOperator(model, torch.nn.CrossEntropyLoss(), model.parameters(), data)
     <6x6 KFOCLinearOperator of float32 on cpu>
     """
+
+    num_passes = 0
 
     def __init__(
         self,
@@ -107,7 +109,6 @@ class KFOCLinearOperator(BlockwiseLinearOperator):
                 f"rtol={rtol!r}, max_passes={max_passes!r}."
             )
         self._rtol, self._max_passes = rtol, max_passes
-        self.num_passes = 0
         super().__init__(risk, settings)
 
     def _computed(self, risk: EmpiricalRisk) -> BlockDiagonalLinearOperator:

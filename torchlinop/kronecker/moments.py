@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -265,3 +265,8 @@ class UncoveredDiagonal:
             for gradients in batch.parameter_gradients(self.indices):
                 for total, g in zip(self.diagonals, gradients, strict=True):
                     total += g.reshape(len(g), -1).to(total.dtype).square().sum(0)
+
+    def finite(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Whether all entries are finite, by the names of the parameters."""
+        pairs = zip(self.indices, self.diagonals, strict=True)
+        return {names[i]: diagonal.isfinite().all() for i, diagonal in pairs}

@@ -259,7 +259,8 @@ class BlockwiseLinearOperator(StructuredLinearOperator):
             :math:`(B + \delta I)^{-1} \otimes (A + \delta I)^{-1}`. ``"heuristic"``:
             :math:`(B + \sqrt\delta/\pi\, I)^{-1} \otimes (A + \sqrt\delta\,\pi I)^{-1}`
             with :math:`\pi^2` the quotient of the mean eigenvalues of the factors. Blocks
-            that are no Kronecker product are damped exactly.
+            that are no Kronecker product, among them those of a bias alone, are damped
+            exactly.
         min_damping
             For ``"heuristic"``, the least damping of a factor.
 

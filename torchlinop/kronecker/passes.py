@@ -51,6 +51,9 @@ class KFACBlock:
         assert isinstance(self.plan, (MatrixPlan, TiedPlan))
         assert self.inputs is not None
         assert self.outputs is not None
+        if isinstance(self.plan, MatrixPlan) and not self.plan.has_weight:
+            # of a bias alone the other factor is a number, which needs no damping
+            return KroneckerLinearOperator(self.outputs[0] * self.inputs.reshape(1))
         groups = []
         for a, g in zip(self.inputs, self.outputs, strict=True):
             pair = (a, g) if self.plan.transposed else (g, a)
@@ -129,7 +132,7 @@ class _Moments:
         self.moments = [_moment(plan, settings, like) for plan in structure.plans]
         self.uncovered = uncovered_diagonal(risk, structure.uncovered)
         self.weight = 0.0
-        self._dtype = space.dtype
+        self._dtype, self._names = space.dtype, space.names
         self._forward_only = settings.fisher_type is FisherType.FORWARD_ONLY
 
     def add(self, look: Look) -> None:
@@ -146,7 +149,8 @@ class _Moments:
                 for moment, plan in pairs:
                     moment.add_outputs(plan, gradients, batch)  # type: ignore[arg-type]
         self.uncovered.add(batch)
-        _require_finite(self.moments, look.blocks, look.position)
+        finite = {plan.label: moment.finite() for moment, plan in pairs}
+        require_finite(finite | self.uncovered.finite(self._names), look.position)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""
@@ -174,12 +178,23 @@ def _moment(plan: BlockPlan, settings: Settings, like: Tensor) -> Moment:
     return VectorMoment(plan, like)
 
 
-def _require_finite(moments: list[Moment], plans: list[BlockPlan], position: int) -> None:
-    finite = torch.stack([moment.finite() for moment in moments]) if moments else None
-    if finite is not None and not bool(finite.all()):
-        first = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"The factors of {plans[first].label} are not finite after batch {position}: "
-            "an input or an output gradient there is NaN or infinite. Look at the data and "
-            "the parameters (check_finite=True)."
-        )
+def require_finite(finite: dict[str, Tensor], position: int) -> None:
+    """Refuse sums that are not finite.
+
+    Parameters
+    ----------
+    finite
+        Whether the sums of a block are, a boolean tensor, by the block's label.
+    position
+        Of the last batch.
+    """
+    if not finite:
+        return
+    whole = torch.stack(list(finite.values())).tolist()
+    for label, is_finite in zip(finite, whole, strict=True):
+        if not is_finite:
+            raise ValueError(
+                f"The factors of {label} are not finite after batch {position}: an input "
+                "or an output gradient there is NaN or infinite. Look at the data and the "
+                "parameters (check_finite=True)."
+            )

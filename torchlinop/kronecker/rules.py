@@ -1,7 +1,8 @@
 """Which functions of torch use parameters in a way that makes a block.
 
 A rule takes the arguments of its function, after a way to find out which tensors are
-parameters, and returns the use, or None if it does not apply.
+parameters, and returns the use, two uses where weight and bias are used apart, or None if
+it does not apply.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ class Parameter(NamedTuple):
 
 #: from a tensor to the parameter that it is, or None
 Find = Callable[[Any], Parameter | None]
+#: what a rule returns
+Found = Use | tuple[Use, Use] | None
 
 
-def _linear(find: Find, x: Tensor, weight: Tensor, bias: Any = None) -> Use | None:
+def _linear(find: Find, x: Tensor, weight: Tensor, bias: Any = None) -> Found:
     W, b = find(weight), find(bias)
     if find(x) is not None or (W is not None and W.tensor.ndim != 2):
         return None
@@ -46,22 +49,25 @@ def _linear(find: Find, x: Tensor, weight: Tensor, bias: Any = None) -> Use | No
 
 def _matrix_use(
     W: Parameter | None, b: Parameter | None, x: Tensor, *, columns: bool = False
-) -> Use | None:
+) -> Found:
     if W is None or x.is_nested:
         return None if b is None else _shift_use(b, x)
-    rows = W.rows
-    if b is not None and b.rows != rows:
+    if W.transposed and W.rows is not None:
         return None
-    if W.transposed and rows is not None:
-        return None
-    return LinearUse(
+    shift = None
+    if b is not None and b.rows != W.rows:  # attention with keys of another size
+        shift, b = _shift_use(b, x), None
+        if shift is None:
+            return None
+    use = LinearUse(
         W.position,
         None if b is None else b.position,
         x,
         transposed=W.transposed,
-        rows=rows,
+        rows=W.rows,
         columns=columns,
     )
+    return use if shift is None else (use, shift)
 
 
 def _shift_use(b: Parameter, x: Tensor) -> Use | None:
@@ -71,7 +77,7 @@ def _shift_use(b: Parameter, x: Tensor) -> Use | None:
     return LinearUse(None, b.position, one, rows=b.rows)
 
 
-def _matmul(find: Find, a: Tensor, b: Tensor) -> Use | None:
+def _matmul(find: Find, a: Tensor, b: Tensor) -> Found:
     left, right = find(a), find(b)
     if (left is None) == (right is None):
         return None
@@ -87,7 +93,7 @@ def _matmul(find: Find, a: Tensor, b: Tensor) -> Use | None:
     return _matrix_use(left, None, b.mT, columns=True)
 
 
-def _addmm(find: Find, bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Use | None:
+def _addmm(find: Find, bias: Tensor, a: Tensor, b: Tensor, **factors: Any) -> Found:
     shift = find(bias)
     W = find(b)
     if factors or find(a) is not None or W is None or W.rows is not None:
@@ -300,7 +306,7 @@ def _multiply(find: Find, a: Any, b: Any) -> Use | None:
 
 _T: Any = torch.Tensor
 #: what a function of torch does with parameters
-RULES: dict[Callable, Callable[..., Use | None]] = {
+RULES: dict[Callable, Callable[..., Found]] = {
     F.linear: _linear,
     **dict.fromkeys(
         (_T.matmul, torch.matmul, _T.__matmul__, _T.mm, torch.mm, _T.mv, torch.mv), _matmul

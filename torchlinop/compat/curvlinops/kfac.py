@@ -15,6 +15,7 @@ from torchlinop.compat.curvlinops.operators import RiskLinearOperator
 from torchlinop.kronecker import FisherType
 from torchlinop.kronecker import WeightSharing as KFACType
 from torchlinop.kronecker.damping import damped_inverse
+from torchlinop.kronecker.factored import KroneckerFactoredLinearOperator
 from torchlinop.kronecker.operator import BlockwiseLinearOperator
 
 __all__ = [
@@ -45,75 +46,51 @@ class _KroneckerLinearOperator(RiskLinearOperator, BlockwiseLinearOperator):
         )
 
 
-class KFACLinearOperator(_KroneckerLinearOperator, torchlinop.KFACLinearOperator):
+class _FactoredLinearOperator(_KroneckerLinearOperator, KroneckerFactoredLinearOperator):
+    """Their arguments."""
+
+    def __init__(
+        self,
+        model_func: Model,
+        loss_func: Loss,
+        params: Parameters,
+        data: Data,
+        progressbar: bool = False,
+        check_deterministic: bool = True,
+        seed: int = SEED,
+        fisher_type: str = FisherType.MC,
+        mc_samples: int = 1,
+        kfac_approx: str = KFACType.EXPAND,
+        num_per_example_loss_terms: int | None = None,
+        separate_weight_and_bias: bool = True,
+        num_data: int | None = None,
+        batch_size_fn: BatchSize | None = None,
+        backend: str = "hooks",
+    ) -> None:
+        options = progressbar, check_deterministic, num_data, batch_size_fn
+        super().__init__(
+            as_risk(model_func, loss_func, params, data, *options),
+            fisher_type=fisher_type,
+            mc_samples=mc_samples,
+            seed=seed,
+            weight_sharing=kfac_approx,
+            joint_bias=not separate_weight_and_bias,
+        )
+
+
+class KFACLinearOperator(_FactoredLinearOperator, torchlinop.KFACLinearOperator):
     """:class:`torchlinop.KFACLinearOperator` with curvlinops' arguments.
 
     Number and place of the loss terms of a sample are found in the prediction, and there is
     one way to compute: ``num_per_example_loss_terms`` and ``backend`` are not used.
     """
 
-    def __init__(
-        self,
-        model_func: Model,
-        loss_func: Loss,
-        params: Parameters,
-        data: Data,
-        progressbar: bool = False,
-        check_deterministic: bool = True,
-        seed: int = SEED,
-        fisher_type: str = FisherType.MC,
-        mc_samples: int = 1,
-        kfac_approx: str = KFACType.EXPAND,
-        num_per_example_loss_terms: int | None = None,
-        separate_weight_and_bias: bool = True,
-        num_data: int | None = None,
-        batch_size_fn: BatchSize | None = None,
-        backend: str = "hooks",
-    ) -> None:
-        options = progressbar, check_deterministic, num_data, batch_size_fn
-        super().__init__(
-            as_risk(model_func, loss_func, params, data, *options),
-            fisher_type=fisher_type,
-            mc_samples=mc_samples,
-            seed=seed,
-            weight_sharing=kfac_approx,
-            joint_bias=not separate_weight_and_bias,
-        )
 
-
-class EKFACLinearOperator(_KroneckerLinearOperator, torchlinop.EKFACLinearOperator):
+class EKFACLinearOperator(_FactoredLinearOperator, torchlinop.EKFACLinearOperator):
     """:class:`torchlinop.EKFACLinearOperator` with curvlinops' arguments.
 
     As for :class:`KFACLinearOperator`.
     """
-
-    def __init__(
-        self,
-        model_func: Model,
-        loss_func: Loss,
-        params: Parameters,
-        data: Data,
-        progressbar: bool = False,
-        check_deterministic: bool = True,
-        seed: int = SEED,
-        fisher_type: str = FisherType.MC,
-        mc_samples: int = 1,
-        kfac_approx: str = KFACType.EXPAND,
-        num_per_example_loss_terms: int | None = None,
-        separate_weight_and_bias: bool = True,
-        num_data: int | None = None,
-        batch_size_fn: BatchSize | None = None,
-        backend: str = "hooks",
-    ) -> None:
-        options = progressbar, check_deterministic, num_data, batch_size_fn
-        super().__init__(
-            as_risk(model_func, loss_func, params, data, *options),
-            fisher_type=fisher_type,
-            mc_samples=mc_samples,
-            seed=seed,
-            weight_sharing=kfac_approx,
-            joint_bias=not separate_weight_and_bias,
-        )
 
 
 class KFOCLinearOperator(_KroneckerLinearOperator, torchlinop.KFOCLinearOperator):
