@@ -19,6 +19,7 @@ LAYERS = [
     [
         "_convergence",
         "_dtypes",
+        "_memory",
         "_cupy",
         "_watch",
         "_observers",

@@ -13,7 +13,7 @@ import torch.profiler
 from torch import Tensor
 
 from torchlinop._convergence import users_frame
-from torchlinop._kept import available_memory
+from torchlinop._memory import available_memory
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop.estimate.arguments import not_empty, positive_count
 from torchlinop.estimate.probes import ProbeSource

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor
 
 from torchlinop._hosting import Hosting
 from torchlinop._joining import groups, linearized_as_one
+from torchlinop._memory import free_memory
 from torchlinop._watch import Watch
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
 from torchlinop.sources.protocol import Source
 
-#: share of the free memory that is used by default
-_MEMORY_SHARE = 0.5
 #: products with kept linearizations before those of small batches are joined
 _WARM_UP = 2
 
@@ -190,6 +188,7 @@ class KeptLinearizations(Generic[Map]):
         batches = self._source.batches
         if batches.shuffles:  # parts of two orders do not add up
             kept.clear()
+        batch = None
         for batch in batches:
             linear_map = kept.maps.get(batch.position)
             if linear_map is None and kept.full:
@@ -204,7 +203,7 @@ class KeptLinearizations(Generic[Map]):
                 linear_map = self._linearizer.linearize(batch)
                 kept.add(batch, linear_map)
             yield linear_map
-        del batch  # which nobody else may hold
+        batch = None  # which nobody else may hold
         if living := self._hosting.living_data():
             kept.watches.append(Watch(living))
         if len(kept.maps) == batches.num_batches:
@@ -331,21 +330,3 @@ def _host_budget(source: Source) -> float:
     if source.space.device.type == "cpu":  # which has no other memory
         return 0.0
     return free_memory(torch.device("cpu"))
-
-
-def free_memory(device: torch.device) -> float:
-    """Return the default budget in bytes: a share of what is free on the device."""
-    return _MEMORY_SHARE * available_memory(device)
-
-
-def available_memory(device: torch.device) -> float:
-    """Bytes that are free on the device, or on the host for any but CUDA devices."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    with suppress(OSError), open("/proc/meminfo") as info:
-        for line in info:
-            if line.startswith("MemAvailable:"):
-                return 1024.0 * int(line.split()[1])
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return float(4 << 30)

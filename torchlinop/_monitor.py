@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchlinop._checkpoint import Checkpoint, Run, State, begun
 from torchlinop._interchange import as_tensor
-from torchlinop._kept import free_memory
+from torchlinop._memory import free_memory
 from torchlinop._observers import OBSERVERS
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._pairs import Pairs, too_long

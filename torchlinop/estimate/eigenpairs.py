@@ -10,7 +10,7 @@ import torch
 
 from torchlinop._checkpoint import Checkpoint, begun, placed
 from torchlinop._convergence import ConvergenceWarning, users_frame
-from torchlinop._kept import free_memory
+from torchlinop._memory import free_memory
 from torchlinop._operator import TorchLinearOperator
 from torchlinop._typing import Array
 from torchlinop.estimate.arguments import (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlinop._kept import available_memory
+from torchlinop._memory import available_memory
 from torchlinop._space import ParameterSpace
 from torchlinop._typing import Data, Loss, Model, Parameters
 from torchlinop.curvature.summed import as_risk

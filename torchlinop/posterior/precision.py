@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torchlinop._kept import available_memory
+from torchlinop._memory import available_memory
 from torchlinop._operator import TorchLinearOperator, aslinearoperator
 from torchlinop.structured import (
     BlockDiagonalLinearOperator,

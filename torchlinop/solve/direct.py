@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop._kept import free_memory
+from torchlinop._memory import free_memory
 from torchlinop._operator import TorchLinearOperator
 from torchlinop.solve.arguments import finite, square_operator
 from torchlinop.solve.report import NegativeCurvatureError
