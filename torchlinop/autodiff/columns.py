@@ -21,6 +21,8 @@ from torchlinop.autodiff.replay import Replay, record
 
 #: calls of a function before it may be recorded: the first ones are slower than the rest
 WARM_UP = 3
+#: replays after which one that is no faster is dropped; less if it is slower than by noise
+_TRIALS, _SLOWER = 12, 1.15
 #: seconds per node of a graph: what recording it takes, what a replay saves each time
 _RECORDING, _ENGINE = 125e-6, 2.5e-6
 #: share of a product that a replay saves beside that, by fewer kernels
@@ -199,7 +201,7 @@ class LinearRows(Rows):
         self._nodes = nodes
         self._run: Callable[[Tensor], Tensor] | None = None  # once that is settled
         self._replay: Replay | None = None  # while it is on trial
-        self._trials = 0
+        self._trials, self._least = 0, math.inf
         self._seconds = math.inf  # the least that a product took
         self.pace = Pace()
         self.calls = 0
@@ -257,10 +259,12 @@ class LinearRows(Rows):
         result = replay.run(v)
         seconds = time.perf_counter() - start
         self._trials += 1
-        if seconds <= _PAYS * self._seconds:
+        self._least = min(self._least, seconds)
+        hopeless = self._trials >= WARM_UP and self._least > _SLOWER * self._seconds
+        if self._least <= _PAYS * self._seconds:
             experience.replays_pay = True
             self._settle(replay.run)
-        elif self._trials >= WARM_UP:
+        elif hopeless or self._trials >= _TRIALS:
             experience.replays_pay = False
             self._settle(self._function)
             self.replay_bytes = 0
