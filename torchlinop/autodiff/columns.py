@@ -36,7 +36,7 @@ _PAYS = 0.97
 _LONG = 1 << 14
 #: bytes of columns that are copied to rows at once: a strided pass over a whole matrix for
 #: each column would drive the model out of a CPU's caches
-_COPIED = 16 << 20
+_COPIED = 4 << 20
 
 
 class RowFunction(Protocol):
