@@ -24,6 +24,8 @@ class Library:
         self.top = importlib.import_module(name)
 
     def __getattr__(self, module: str):
+        if module.startswith("__"):  # doctest asks every object for __wrapped__
+            raise AttributeError(module)
         return importlib.import_module(f"{self.name}.{module.replace('__', '.')}")
 
 
