@@ -163,7 +163,11 @@ def page(found: dict[int, list[dict[str, Any]]]) -> str:
     dim = next(iter(found.values()))[0]["dim"]
     vector = f"{4 * dim / MEBIBYTE:.1f} MiB"
     made = f"torch {torch.__version__}, gloo, {platform.machine()}"
-    return f"""# Sharded vectors
+    return f"""---
+html_theme.sidebar_secondary.remove: true
+---
+
+# Sharded vectors
 
 Made by `python docs/benchmarks/sharded.py`: {made}.
 
