@@ -28,7 +28,8 @@ from torchlinop import (
 
 from tests.distributed import checking
 from tests.distributed.problems import (
-    CLOSE,
+    close,
+    compare,
     data,
     dense_ggn,
     dense_gradient_and_loss,
@@ -39,19 +40,6 @@ from tests.distributed.problems import (
     regression,
     share,
 )
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, **CLOSE)
-
-
-def compare(operator, dense):
-    """Single products, so many that they are replayed, and blocks."""
-    close(operator.to_dense(), dense)
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(5):
-        v = torch.randn(operator.shape[1], dtype=torch.float64, generator=generator)
-        close(operator @ v, dense @ v)
 
 
 def check_hessian_and_ggn(rank, size):

@@ -10,6 +10,19 @@ from tests.evaluation.dense import jacobian, reference
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
+def close(actual, expected):
+    torch.testing.assert_close(actual, expected, **CLOSE)
+
+
+def compare(operator, dense):
+    """Blocks, and so many single products that they are replayed."""
+    close(operator.to_dense(), dense)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        v = torch.randn(operator.shape[1], dtype=torch.float64, generator=generator)
+        close(operator @ v, dense @ v)
+
+
 def model():
     torch.manual_seed(0)
     layers = nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)

@@ -40,7 +40,8 @@ from torchlinop.distributed import driver
 
 from tests.distributed import checking
 from tests.distributed.problems import (
-    CLOSE,
+    close,
+    compare,
     data,
     dense_ggn,
     dense_gradient_and_loss,
@@ -72,19 +73,6 @@ def sharded(mesh, **options):
 
 def world():
     return {"process_group": dist.group.WORLD}
-
-
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, **CLOSE)
-
-
-def compare(operator, dense):
-    """Blocks, and so many single products that they are replayed."""
-    close(operator.to_dense(), dense)
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(5):
-        v = torch.randn(operator.shape[1], dtype=torch.float64, generator=generator)
-        close(operator @ v, dense @ v)
 
 
 def check_matrices(rank, size):

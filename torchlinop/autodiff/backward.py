@@ -10,6 +10,18 @@ from torch._vmap_internals import _vmap
 from torch.autograd.graph import GradientEdge, _engine_run_backward
 
 
+def with_zeros(
+    derivatives: Sequence[Tensor | None],
+    like: Sequence[Tensor],
+    batch: tuple[int, ...] = (),
+) -> list[Tensor]:
+    """Return zeros in the place of None, of shape ``(*batch, *like.shape)``."""
+    return [
+        x.new_zeros((*batch, *x.shape)) if d is None else d
+        for d, x in zip(derivatives, like, strict=True)
+    ]
+
+
 def backward(
     outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor],

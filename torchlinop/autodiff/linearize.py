@@ -20,7 +20,7 @@ import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from torchlinop.autodiff.backward import backward
+from torchlinop.autodiff.backward import backward, with_zeros
 from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
 from torchlinop.autodiff.recording import recording
 
@@ -56,14 +56,11 @@ class HessianProduct:
         """``H v`` as one tensor per parameter, shaped like ``v``."""
         v_active = v if self._active is None else [v[i] for i in self._active]
         if not v_active:
-            return [torch.zeros_like(x) for x in v]
+            return with_zeros([None] * len(v), v)
         products = backward(
             self.graph, self._parameters, v_active, retain_graph=retain, batched=batched
         )
-        return [
-            torch.zeros_like(x) if p is None else p
-            for p, x in zip(products, v, strict=True)
-        ]
+        return with_zeros(products, v)
 
 
 class JacobianProducts:
@@ -128,12 +125,9 @@ class JacobianProducts:
         """``J^T u`` as one tensor per parameter."""
         shape = (u.shape[0],) if batched else ()
         if self._output is None:
-            return [p.new_zeros((*shape, *p.shape)) for p in self._parameters]
+            return with_zeros([None] * len(self._parameters), self._parameters, shape)
         products = backward([self._output], self._parameters, [u], batched=batched)
-        return [
-            g if g is not None else p.new_zeros((*shape, *p.shape))
-            for g, p in zip(products, self._parameters, strict=True)
-        ]
+        return with_zeros(products, self._parameters, shape)
 
 
 class ForwardJacobianProducts(JacobianProducts):

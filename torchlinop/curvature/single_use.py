@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.backward import backward
+from torchlinop.autodiff.backward import backward, with_zeros
 from torchlinop.autodiff.graphs import custom_functions
 from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.autodiff.recording import recording
@@ -102,8 +102,7 @@ class SingleUse:
                 parts = backward([output], leaves, [u], retain_graph=False)
         except Exception as error:
             raise source.explained(error, batch, order=1) from error
-        pairs = zip(parts, leaves, strict=True)
-        return space.join([torch.zeros_like(p) if g is None else g for g, p in pairs])
+        return space.join(with_zeros(parts, leaves))
 
     def _forward(
         self, batch: Batch, v: Tensor, leaves: list[Tensor]

@@ -19,12 +19,10 @@ from torchlinop.curvature.summed import as_risk
 from torchlinop.data import Batch
 from torchlinop.kronecker.blocks import VectorPlan, plan_blocks
 from torchlinop.kronecker.evaluation import Evaluation
+from torchlinop.kronecker.moments import sample_slices
 from torchlinop.kronecker.seeds import Rows, Seeds, rows_of
 from torchlinop.kronecker.tied import gradients_of
 from torchlinop.sources import EmpiricalRisk
-
-#: bytes of gradients that are made at once
-_CHUNK = 8 << 20
 
 #: from a prediction and its batch to what is pulled back: the number of seeds, and seeds
 #: ``(K, *prediction.shape)`` by the first and last of their numbers
@@ -62,11 +60,9 @@ class PerSampleGradients:
             others = _alone(evaluation, sorted(plan.uncovered), space.dtype)
             like = seeds.weights.to(space.dtype)
             blocks = [_Block(block, evaluation, gradients, like) for block in plan.blocks]
-            step = max(1, _CHUNK // max(1, seeds.count * space.dim * like.element_size()))
-            for start in range(0, samples, step):
-                part = slice(start, min(start + step, samples))
-                rows = _joined(blocks, others, part)
-                yield torch.cat(rows, dim=2)
+            each = seeds.count * space.dim * like.element_size()
+            for part in sample_slices(samples, each):
+                yield torch.cat(_joined(blocks, others, part), dim=2)
 
     def _seeds(self, prediction: Tensor, batch: Batch) -> Seeds:
         rows = rows_of(self._risk, prediction, batch)
