@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlinop._memory import free_memory
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.hosted import HostedRows
 from torchlinop.data import Batch
@@ -99,6 +100,16 @@ class Hosting:
         found, seconds = _timed(partial(rows.row, v, Experience()), v.device)
         bound = torch.finfo(v.dtype).eps ** (1 / 3) * expected.norm()
         return seconds <= _PAYS * limit and bool((found - expected).norm() <= bound)
+
+
+def host_budget(source: Source) -> float:
+    """Return bytes on the host for what does not fit the device of a source."""
+    given = source.options.host_memory_budget
+    if given is not None:
+        return given
+    if source.space.device.type == "cpu":  # which has no other memory
+        return 0.0
+    return free_memory(torch.device("cpu"))
 
 
 def _timed(product: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:

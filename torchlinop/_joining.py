@@ -68,8 +68,8 @@ def linearized_as_one(
         return None
     generator = torch.Generator("cpu").manual_seed(0)
     # made on the host: not every device has a generator of its own
-    probe = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
-    probe = probe.to(v.device)
+    probe = torch.rand(v.shape, generator=generator, dtype=v.dtype, device="cpu")
+    probe = probe.sub_(0.5).to(v.device)
     try:
         whole = linearize(batch)
         if _agree(whole(probe), (linear_map(probe) for linear_map in maps)):

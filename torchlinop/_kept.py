@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from torchlinop._hosting import Hosting
+from torchlinop._hosting import Hosting, host_budget
 from torchlinop._joining import groups, linearized_as_one
 from torchlinop._memory import free_memory
 from torchlinop._watch import Watch
@@ -19,9 +20,6 @@ from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.recording import EXCLUSIVE
 from torchlinop.data import Batch, DataChangedError
 from torchlinop.sources.protocol import Source
-
-#: products with kept linearizations before those of small batches are joined
-_WARM_UP = 2
 
 
 class LinearMap(Protocol):
@@ -113,7 +111,7 @@ class KeptLinearizations(Generic[Map]):
     def _new_hosting(self, pays: bool | None) -> Hosting:
         """What is on the host beside what is kept here: only functions of rows can be."""
         possible = self._gather is not None and self._source.options.cache == "auto"
-        budget = _host_budget(self._source) if possible else 0.0
+        budget = host_budget(self._source) if possible else 0.0
         return Hosting(self._source, self._linearizer, budget, pays)
 
     def __reduce__(self) -> Any:
@@ -128,23 +126,24 @@ class KeptLinearizations(Generic[Map]):
         """Bytes that the kept linearizations hold."""
         return self._kept.nbytes
 
-    def current(self) -> AbstractContextManager[Iterable[Map]]:
+    def current(self, columns: int = 1) -> AbstractContextManager[Iterable[Map]]:
         """The maps of all batches as they are now, to be used within this context.
 
         Stale ones are built anew. While maps are being built no other thread gets any.
+        Those of small batches are joined before the second product, and before a first one
+        with several columns.
         """
         with EXCLUSIVE:
             kept = self._up_to_date()
             if not kept.all:
-                return self._built()
+                return self._built(columns)
             self._follow_stream()
-            kept.products += 1
-            if kept.products >= _WARM_UP and kept.batches:
+            if kept.batches:
                 self._join(kept)
             return _Reading(kept.all, self._lead_streams)
 
     @contextmanager
-    def _built(self) -> Iterator[Iterable[Map]]:
+    def _built(self, columns: int) -> Iterator[Iterable[Map]]:
         with EXCLUSIVE:
             kept = self._up_to_date()
             self._follow_stream()
@@ -152,8 +151,23 @@ class KeptLinearizations(Generic[Map]):
                 yield kept.all
             else:
                 with closing(self._build(kept)) as maps:
-                    yield maps
+                    if columns > 1 and self._joins:
+                        yield self._joined_first(kept, maps)
+                    else:
+                        yield maps
             self._lead_streams()
+
+    def _joined_first(self, kept: _Kept[Map], maps: Iterator[Map]) -> Iterable[Map]:
+        """Build all maps that can be kept before any of them is used."""
+        built: deque[Map] = deque()
+        for linear_map in maps:
+            built.append(linear_map)
+            if kept.full:
+                return _emptied(built, maps)
+        if kept.batches:
+            built.clear()
+            self._join(kept)
+        return kept.all or built
 
     def _up_to_date(self) -> _Kept[Map]:
         kept = self._kept
@@ -244,6 +258,13 @@ class KeptLinearizations(Generic[Map]):
             return compute(*args)
 
 
+def _emptied(built: deque[Map], others: Iterator[Map]) -> Iterator[Map]:
+    """Yield maps, then others; nobody else may hold one that has been used."""
+    while built:
+        yield built.popleft()
+    yield from others
+
+
 class _Reading(Generic[Map]):
     """A context that yields maps; quicker than a generator, in every product."""
 
@@ -275,8 +296,6 @@ class _Kept(Generic[Map]):
         self.batches: dict[int, Batch] = {}
         #: what there is to apply, once there is a map of each batch
         self.all: list[Map] = []
-        #: products since then
-        self.products = 0
 
     def data_changed(self) -> bool:
         """Whether batches of a loader have changed in place."""
@@ -320,13 +339,3 @@ class _Kept(Generic[Map]):
             self.watches.append(Watch(batch.sources))
         self.maps[batch.position] = linear_map
         self.batches[batch.position] = batch
-
-
-def _host_budget(source: Source) -> float:
-    """Bytes on the host for what does not fit the device of a source."""
-    given = source.options.host_memory_budget
-    if given is not None:
-        return given
-    if source.space.device.type == "cpu":  # which has no other memory
-        return 0.0
-    return free_memory(torch.device("cpu"))

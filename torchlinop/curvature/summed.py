@@ -61,7 +61,7 @@ class SummedLinearOperator(TorchLinearOperator):
     def _share(self, x: Tensor) -> Tensor:
         """Multiply with the matrix of this process's data."""
         total = None
-        with self._maps.current() as maps:
+        with self._maps.current(x.shape[1]) as maps:
             experience = self._maps.experience
             if x.shape[1] == 1:
                 v = x.squeeze(1).contiguous()

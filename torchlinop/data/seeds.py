@@ -35,46 +35,64 @@ class RandomState:
         self._generators = [torch.default_generator, *_generators_of(data)]
         if torch.cuda.is_initialized():
             self._generators += torch.cuda.default_generators
-        users = _States(self._generators)
-        random.seed(seed)
-        for generator in self._generators:
-            generator.manual_seed(seed)
-        self._own = _States(self._generators)
-        users.restore()
-        # NumPy's generator is exchanged: to copy its state takes 100 microseconds
-        self._numpy: Any = np.random.MT19937(seed)
         state: Any = np.random.get_state(legacy=False)
         self._normal = state["gauss"] if state["has_gauss"] else None
+        with _given_back(self._generators, self._normal):
+            random.seed(seed)
+            for generator in self._generators:
+                generator.manual_seed(seed)
+            # NumPy's generator is exchanged: to copy its state takes 100 microseconds
+            np.random.mtrand.set_bit_generator(np.random.MT19937(seed))
+            self._own = _States(self._generators)
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
         """Let this state be the global one; it goes on from where it was left."""
-        users = _States(self._generators)
-        numpy = np.random.mtrand.get_bit_generator()
-        try:
-            self._own.restore()
-            np.random.mtrand.set_bit_generator(self._numpy)
-            yield
-        finally:
-            self._own = _States(self._generators)
-            users.restore()
-            np.random.mtrand.set_bit_generator(numpy)
-            if self._normal is not None:  # the second of a pair, which NumPy keeps
-                state: Any = np.random.get_state(legacy=False)
-                np.random.set_state({**state, "has_gauss": 1, "gauss": self._normal})
+        with _given_back(self._generators, self._normal):
+            try:
+                self._own.restore()
+                yield
+            finally:
+                self._own = _States(self._generators)
 
 
 class _States:
-    """The states of Python's generator and some of torch's."""
+    """The states of Python's generator and some of torch's, and which one NumPy uses."""
 
     def __init__(self, generators: list[torch.Generator]) -> None:
         self._python = random.getstate()
         self._torch = [(generator, generator.get_state()) for generator in generators]
+        self._numpy = np.random.mtrand.get_bit_generator()
 
     def restore(self) -> None:
+        np.random.mtrand.set_bit_generator(self._numpy)
         random.setstate(self._python)
         for generator, state in self._torch:
             generator.set_state(state)
+
+
+@contextlib.contextmanager
+def _given_back(generators: list[torch.Generator], normal: float | None) -> Iterator[None]:
+    """Restore what a user's generators were; also where an interrupt comes meanwhile.
+
+    ``normal``: the second of a pair of normal numbers, which NumPy keeps.
+    """
+    users = _States(generators)
+
+    def restore() -> None:
+        users.restore()
+        if normal is not None:
+            state: Any = np.random.get_state(legacy=False)
+            np.random.set_state({**state, "has_gauss": 1, "gauss": normal})
+
+    try:
+        yield
+    finally:
+        try:
+            restore()
+        except KeyboardInterrupt:
+            restore()
+            raise
 
 
 def seeded_pass(
