@@ -92,14 +92,20 @@ def _table(mode):
 
 
 X = torch.linspace(-1, 1, 12).view(4, 3)
+LACKED = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14),
+    reason="this PyTorch has the second derivative",
+)
 
 
 @pytest.mark.parametrize(
     ("function", "name"),
     [
         (F.hardsigmoid, "hardsigmoid_backward"),
-        (lambda x: torch.cdist(x, x.detach() + 1, p=3.0), "_cdist_backward"),
-        (F.pdist, "_pdist_backward"),
+        pytest.param(
+            lambda x: torch.cdist(x, x.detach() + 1, p=3.0), "_cdist_backward", marks=LACKED
+        ),
+        pytest.param(F.pdist, "_pdist_backward", marks=LACKED),
         (lambda x: torch.sparse.softmax(x.to_sparse(), 1).to_dense(), "_sparse_softmax"),
         (lambda x: torch.special.zeta(x.abs() + 2, x.abs() + 1), "zeta"),
         (lambda x: torch.igamma(x.abs() + 1, x.abs()), "igamma"),

@@ -123,6 +123,7 @@ def test_a_compiled_part(data):
     agrees(model, model.parameters(), data, plain)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # of 3.13.0
 def test_a_compiled_part_is_compiled_still(data):
     model = Block(compiled=True).double()
     H = HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
@@ -133,14 +134,14 @@ def test_a_compiled_part_is_compiled_still(data):
 
 
 def test_a_scripted_model_is_refused(data):
-    with pytest.warns(DeprecationWarning, match="deprecated"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="deprecated"):
         model = torch.jit.trace(mlp(4, 3, 3), data[0][0])
     with pytest.raises(TypeError, match=r"The model is a TorchScript module.*traced"):
         HessianLinearOperator(model, nn.CrossEntropyLoss(), model.parameters(), data)
 
 
 def test_a_scripted_part_without_parameters_of_the_operator(data):
-    with pytest.warns(DeprecationWarning, match="deprecated"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="deprecated"):
         body = torch.jit.trace(mlp(4, 3), data[0][0])
     model = nn.Sequential(body, nn.Tanh(), nn.Linear(3, 3).double())
     agrees(model, model[2].parameters(), data)
