@@ -67,6 +67,8 @@ def test_a_killed_run_goes_on(killed, name):
     # one product tells that the matrix is the same, one was lost, a few end a solve;
     # SciPy's methods begin anew, from a better vector
     saved = 5 if "scipy" in name else KILLED - 5
+    if name == "block cg":  # looks at the true residuals anew: an iteration or two of three
+        saved -= 6
     assert rest.count <= whole.count - saved
     # the answer is in the file
     again = Counted()
@@ -106,7 +108,8 @@ def test_a_run_goes_on_as_if_nothing_had_been(tmp_path):
     # a fingerprint each time, and the product that was lost
     assert rest.count + 20 + 5 + 12 + 14 == undisturbed.num_matvecs + 5 + 4
     torch.testing.assert_close(resumed.eigenvalues, undisturbed.eigenvalues)
-    torch.testing.assert_close(resumed.eigenvectors, undisturbed.eigenvectors)
+    signs = (resumed.eigenvectors * undisturbed.eigenvectors).sum(0).sign()  # LAPACK's
+    torch.testing.assert_close(resumed.eigenvectors * signs, undisturbed.eigenvectors)
     bounds = resumed.residual_bounds, undisturbed.residual_bounds
     np.testing.assert_allclose(*bounds, rtol=1e-4, atol=1e-14)  # some are rounding alone
 
