@@ -12,10 +12,12 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
+from torchlinop.autodiff.rules.functions import in_transform
 from torchlinop.autodiff.rules.normalizations import RULES as NORMALIZATIONS
 from torchlinop.kronecker.rules import RULES, Parameter
 from torchlinop.kronecker.uses import Use
@@ -139,9 +141,10 @@ class Capture(InterruptibleMode):
 
 
 def _call(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Call a function; batch norm in evaluation mode as the affine function that it is."""
-    if func is F.batch_norm:
-        result = NORMALIZATIONS[func](*args, **kwargs)
+    """Call a function; normalizations by a rule, of which first derivatives are cheap."""
+    rule = NORMALIZATIONS.get(func)
+    if rule is not None and not (in_transform() or forward_ad._current_level >= 0):
+        result = rule(*args, **kwargs)
         if result is not NotImplemented:
             return result
     return func(*args, **kwargs)
