@@ -12,13 +12,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 
 from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
-from torchlinop.autodiff.rules.functions import in_transform
-from torchlinop.autodiff.rules.normalizations import RULES as NORMALIZATIONS
+from torchlinop.autodiff.rules.normalizations import FIRST as NORMALIZATIONS
 from torchlinop.kronecker.rules import RULES, Parameter
 from torchlinop.kronecker.uses import Use
 
@@ -141,9 +139,9 @@ class Capture(InterruptibleMode):
 
 
 def _call(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Call a function; normalizations by a rule, of which first derivatives are cheap."""
+    """Call a function, a normalization such that its first derivative is cheap."""
     rule = NORMALIZATIONS.get(func)
-    if rule is not None and not (in_transform() or forward_ad._current_level >= 0):
+    if rule is not None:
         result = rule(*args, **kwargs)
         if result is not NotImplemented:
             return result

@@ -139,10 +139,10 @@ class MatrixMoments:
         """Return the sums."""
         return [self.inputs, self.outputs]
 
-    def finite(self) -> Tensor:
-        """Whether all entries are finite: sums of squares show it on the diagonal."""
+    def squares(self) -> list[Tensor]:
+        """Return diagonals: sums of squares, finite where all entries are."""
         inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
-        return inputs.isfinite().all() & _diagonals(self.outputs).isfinite().all()
+        return [inputs, _diagonals(self.outputs)]
 
     def factors(
         self, plan: MatrixPlan, weight: float, fisher_type: FisherType
@@ -232,9 +232,9 @@ class VectorMoment:
         """Return the sum."""
         return [self.block]
 
-    def finite(self) -> Tensor:
-        """Whether all entries are finite: sums of squares show it on the diagonal."""
-        return self.block.diagonal().isfinite().all()
+    def squares(self) -> list[Tensor]:
+        """Return the diagonal: sums of squares, finite where all entries are."""
+        return [self.block.diagonal()]
 
     def matrix(self, weight: float, fisher_type: FisherType) -> Tensor:
         """Return the block."""
@@ -264,7 +264,7 @@ class UncoveredDiagonal:
                 for total, g in zip(self.diagonals, gradients, strict=True):
                     total += g.reshape(len(g), -1).to(total.dtype).square().sum(0)
 
-    def finite(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Whether all entries are finite, by the names of the parameters."""
+    def squares(self, names: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Return the sums of squares by the names of the parameters."""
         pairs = zip(self.indices, self.diagonals, strict=True)
-        return {names[i]: diagonal.isfinite().all() for i, diagonal in pairs}
+        return {names[i]: [diagonal] for i, diagonal in pairs}
