@@ -134,9 +134,9 @@ class _Copy:
         self.alive: list[Any] = []
 
     def __call__(self, value: Any) -> Any:
-        kind = type(value)
-        if kind in _ATOMS:
+        if _is_plain(value):
             return value
+        kind = type(value)
         if id(value) in self._copies:
             return self._copies[id(value)]
         copy = _COPIERS.get(kind)
@@ -144,7 +144,7 @@ class _Copy:
             if isinstance(value, nn.Module):
                 return self._module(value)
             return self._replacements.get(id(value), value)
-        if (kind in _CONTAINERS and not value) or not self._refers(value):
+        if not self._refers(value):
             return value
         self._copies[id(value)] = copied = copy(self, value)
         return copied
@@ -174,7 +174,8 @@ class _Copy:
             kind, state = _without_sharding(kind, state)
         copied = object.__new__(kind)
         self._copies[id(module)] = copied  # its parts may refer to it
-        new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
+        new = {k: self(v) for k, v in state.items() if not _is_plain(v)}
+        new = {**state, **new}
         for name in _OWN:  # a forward pass may write into them
             if name in state and new[name] is state[name]:
                 new[name] = state[name].copy()
@@ -254,6 +255,12 @@ def _without_sharding(kind: type, state: dict) -> tuple[type, dict]:
 
 def _of_fsdp(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value refers to nothing: most attributes of modules do not."""
+    kind = type(value)
+    return kind in _ATOMS or (kind in _CONTAINERS and not value)
 
 
 #: types that refer to nothing if they are empty

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
-from torchlinop.autodiff.rules.normalizations import RULES as NORMALIZATIONS
+from torchlinop.autodiff.rules.normalizations import FIRST as NORMALIZATIONS
 from torchlinop.kronecker.rules import RULES, Parameter
 from torchlinop.kronecker.uses import Use
 
@@ -139,9 +139,10 @@ class Capture(InterruptibleMode):
 
 
 def _call(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Call a function; batch norm in evaluation mode as the affine function that it is."""
-    if func is F.batch_norm:
-        result = NORMALIZATIONS[func](*args, **kwargs)
+    """Call a function, a normalization such that its first derivative is cheap."""
+    rule = NORMALIZATIONS.get(func)
+    if rule is not None:
+        result = rule(*args, **kwargs)
         if result is not NotImplemented:
             return result
     return func(*args, **kwargs)

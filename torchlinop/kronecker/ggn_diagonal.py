@@ -117,8 +117,8 @@ class _Diagonals:
                     total += _squares(plan, look, gradients, weights)
         self.uncovered.add(look.evaluation)
         pairs = zip(look.blocks, self.totals, strict=True)
-        finite = {plan.label: total.isfinite().all() for plan, total in pairs}
-        require_finite(finite | self.uncovered.finite(self._names), look.position)
+        squares = {plan.label: [total] for plan, total in pairs}
+        require_finite(squares | self.uncovered.squares(self._names), look.position)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""

@@ -60,22 +60,21 @@ class ParameterLayout:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Inverse of :meth:`split`."""
-        own: list[Tensor] = [parts[0]] * len(self.sizes)
+        columns = parts[0].shape[1]
+        whole = parts[0].new_empty(sum(self.sizes), columns)
+        own = whole.split(list(self.sizes))
         for group, part in zip(self.groups, parts, strict=True):
-            sizes = [self.sizes[i] for i in group.indices]
-            if len(sizes) == 1:
-                sides = [part]
-            elif group.rows is None:
-                sides = list(part.split(sizes))
-            else:
-                widths = [size // group.rows for size in sizes]
-                matrix = part.reshape(group.rows, sum(widths), part.shape[1])
-                sides = [
-                    side.reshape(-1, part.shape[1]) for side in matrix.split(widths, dim=1)
-                ]
-            for i, side in zip(group.indices, sides, strict=True):
-                own[i] = side
-        return torch.cat(own)
+            first = 0
+            for i in group.indices:
+                if group.rows is None:
+                    own[i].copy_(part[first : first + self.sizes[i]])
+                    first += self.sizes[i]
+                else:
+                    side = own[i].view(group.rows, -1, columns)
+                    matrix = part.reshape(group.rows, -1, columns)
+                    side.copy_(matrix[:, first : first + side.shape[1]])
+                    first += side.shape[1]
+        return whole
 
     def label(self, i: int) -> str:
         """Return the names of a block's parameters."""

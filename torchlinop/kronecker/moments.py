@@ -16,10 +16,9 @@ from torchlinop.kronecker.uses import ConvolutionUse
 
 #: most bytes of inputs that are made at once
 _CHUNK = 8 << 20
-#: larger Gram matrices are computed in four parts, of which one follows from another
-_SPLIT = 160
-#: up to this size triangles are mirrored at once
-_WHOLE = 520
+#: larger Gram matrices are computed in four parts, of which one follows from another;
+#: smaller products gain less than they cost
+_SPLIT = 320
 
 
 class WeightSharing(enum.StrEnum):
@@ -140,10 +139,10 @@ class MatrixMoments:
         """Return the sums."""
         return [self.inputs, self.outputs]
 
-    def finite(self) -> Tensor:
-        """Whether all entries are finite: sums of squares show it on the diagonal."""
+    def squares(self) -> list[Tensor]:
+        """Return diagonals: sums of squares, finite where all entries are."""
         inputs = self.inputs if self._diagonal else _diagonals(self.inputs)
-        return inputs.isfinite().all() & _diagonals(self.outputs).isfinite().all()
+        return [inputs, _diagonals(self.outputs)]
 
     def factors(
         self, plan: MatrixPlan, weight: float, fisher_type: FisherType
@@ -157,10 +156,15 @@ class MatrixMoments:
         fisher_type
             For ``"forward-only"`` the second one is the identity, ``(G, d)``.
         """
-        inputs = self.inputs / weight if self._diagonal else _symmetric(self.inputs, weight)
+        inputs = self.inputs
+        if not self._diagonal:
+            d = inputs.shape[-1] - (plan.has_weight and plan.has_bias)
+            _mirror(inputs[:, :d, :d])
+            inputs[:, d:, :d] = inputs[:, :d, d:].mT
+        inputs = inputs.div_(weight) if weight != 1 else inputs
         if fisher_type is FisherType.FORWARD_ONLY:
             return inputs, torch.ones_like(self.outputs[..., 0])
-        return inputs, _symmetric(self.outputs, 1.0)
+        return inputs, _mirror(self.outputs)
 
 
 def _scales(shares: Tensor) -> tuple[float, Tensor | None]:
@@ -175,33 +179,27 @@ def _diagonals(matrices: Tensor) -> Tensor:
 
 
 def _add_gram(total: Tensor, rows: Tensor, scale: float = 1.0) -> None:
-    """Add ``scale * rows^T rows`` to the upper triangle of ``(G, d, d)``."""
+    """Add ``scale * rows^T rows`` to ``(G, d, d)``, but for what :func:`_mirror` copies."""
     d = rows.shape[-1]
     if d < _SPLIT:
         total.baddbmm_(rows.mT, rows, alpha=scale)
         return
-    left, right = rows[..., : d // 2], rows[..., d // 2 :]
-    _add_gram(total[:, : d // 2, : d // 2], left, scale)
-    _add_gram(total[:, d // 2 :, d // 2 :], right, scale)
-    total[:, : d // 2, d // 2 :].baddbmm_(left.mT, right, alpha=scale)
-
-
-def _symmetric(triangles: Tensor, weight: float) -> Tensor:
-    """Make symmetric matrices of upper triangles, in place, and divide by a weight."""
-    _mirror(triangles)
-    return triangles if weight == 1 else triangles.div_(weight)
-
-
-def _mirror(whole: Tensor) -> None:
-    """Copy the upper triangles of ``(G, d, d)`` to the lower ones."""
-    d = whole.shape[-1]
-    if d <= _WHOLE:
-        whole.copy_(whole.triu() + whole.triu(1).mT)
-        return
     half = d // 2
-    _mirror(whole[:, :half, :half])
-    _mirror(whole[:, half:, half:])
-    whole[:, half:, :half] = whole[:, :half, half:].mT
+    left, right = rows[..., :half], rows[..., half:]
+    _add_gram(total[:, :half, :half], left, scale)
+    _add_gram(total[:, half:, half:], right, scale)
+    total[:, :half, half:].baddbmm_(left.mT, right, alpha=scale)
+
+
+def _mirror(whole: Tensor) -> Tensor:
+    """Copy what is above the diagonal of ``(G, d, d)`` and was computed once."""
+    d = whole.shape[-1]
+    if d >= _SPLIT:
+        half = d // 2
+        _mirror(whole[:, :half, :half])
+        _mirror(whole[:, half:, half:])
+        whole[:, half:, :half] = whole[:, :half, half:].mT
+    return whole
 
 
 class VectorMoment:
@@ -234,14 +232,14 @@ class VectorMoment:
         """Return the sum."""
         return [self.block]
 
-    def finite(self) -> Tensor:
-        """Whether all entries are finite: sums of squares show it on the diagonal."""
-        return self.block.diagonal().isfinite().all()
+    def squares(self) -> list[Tensor]:
+        """Return the diagonal: sums of squares, finite where all entries are."""
+        return [self.block.diagonal()]
 
     def matrix(self, weight: float, fisher_type: FisherType) -> Tensor:
         """Return the block."""
         scale = weight if fisher_type is FisherType.FORWARD_ONLY else 1.0
-        return _symmetric(self.block, scale)
+        return _mirror(self.block.unsqueeze(0)).squeeze(0).div_(scale)
 
 
 class UncoveredDiagonal:
@@ -266,7 +264,7 @@ class UncoveredDiagonal:
                 for total, g in zip(self.diagonals, gradients, strict=True):
                     total += g.reshape(len(g), -1).to(total.dtype).square().sum(0)
 
-    def finite(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Whether all entries are finite, by the names of the parameters."""
+    def squares(self, names: Sequence[str]) -> dict[str, list[Tensor]]:
+        """Return the sums of squares by the names of the parameters."""
         pairs = zip(self.indices, self.diagonals, strict=True)
-        return {names[i]: diagonal.isfinite().all() for i, diagonal in pairs}
+        return {names[i]: [diagonal] for i, diagonal in pairs}

@@ -149,8 +149,8 @@ class _Moments:
                 for moment, plan in pairs:
                     moment.add_outputs(plan, gradients, batch)  # type: ignore[arg-type]
         self.uncovered.add(batch)
-        finite = {plan.label: moment.finite() for moment, plan in pairs}
-        require_finite(finite | self.uncovered.finite(self._names), look.position)
+        squares = {plan.label: moment.squares() for moment, plan in pairs}
+        require_finite(squares | self.uncovered.squares(self._names), look.position)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums."""
@@ -178,21 +178,21 @@ def _moment(plan: BlockPlan, settings: Settings, like: Tensor) -> Moment:
     return VectorMoment(plan, like)
 
 
-def require_finite(finite: dict[str, Tensor], position: int) -> None:
+def require_finite(sums: dict[str, list[Tensor]], position: int) -> None:
     """Refuse sums that are not finite.
 
     Parameters
     ----------
-    finite
-        Whether the sums of a block are, a boolean tensor, by the block's label.
+    sums
+        Tensors of one dtype by the label of their block.
     position
         Of the last batch.
     """
-    if not finite:
+    everything = [part.reshape(-1) for parts in sums.values() for part in parts]
+    if not everything or torch.cat(everything).isfinite().all():
         return
-    whole = torch.stack(list(finite.values())).tolist()
-    for label, is_finite in zip(finite, whole, strict=True):
-        if not is_finite:
+    for label, parts in sums.items():
+        if not all(part.isfinite().all() for part in parts):
             raise ValueError(
                 f"The factors of {label} are not finite after batch {position}: an input "
                 "or an output gradient there is NaN or infinite. Look at the data and the "

@@ -56,9 +56,9 @@ class TiedMoments:
         """Return the sums."""
         return [tensor for moment in self._moments for tensor in moment.tensors()]
 
-    def finite(self) -> Tensor:
-        """Whether all entries are finite."""
-        return torch.stack([moment.finite() for moment in self._moments]).all()
+    def squares(self) -> list[Tensor]:
+        """Return diagonals: sums of squares, finite where all entries are."""
+        return [part for moment in self._moments for part in moment.squares()]
 
     def factors(
         self, plan: TiedPlan, weight: float, fisher_type: FisherType

@@ -102,8 +102,10 @@ class CrossEntropy(LikelihoodLoss):
                 f"{classes} classes."
             )
         if not target.is_floating_point():
-            kept = target[target != self.ignore_index]
-            if kept.numel() and not 0 <= kept.min() <= kept.max() < classes:
+            kept = target != self.ignore_index
+            within = (target >= 0) & (target < classes)
+            if not (within | ~kept).all():
+                kept = target[kept]
                 raise ValueError(
                     f"Targets lie between {int(kept.min())} and {int(kept.max())}, but "
                     f"the prediction has {classes} classes, 0 to {classes - 1}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
@@ -16,6 +17,7 @@ from torchlinop.autodiff.rules.functions import (
     EXACT,
     Rules,
     call,
+    in_transform,
     is_differentiated,
     note_tensors,
     wanted,
@@ -76,6 +78,45 @@ class _NormalizeBackward(Function):
         return bar_g, bar_xhat, bar_rstd
 
 
+class _LayerNorm(Function):
+    """Torch's own kernels for the value and the first derivative; exact further ones."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shape: tuple[int, ...],
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, shape, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        note_tensors(ctx, inputs)
+        *tensors, ctx.shape, ctx.eps = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        wants = wanted(ctx)[:3]
+        if g is None or not any(wants):
+            return (None,) * 5
+        if not torch.is_grad_enabled():
+            parts = torch.ops.aten.native_layer_norm_backward(
+                g, x, ctx.shape, mean, rstd, weight, bias, wants
+            )
+            return *parts, None, None
+        y = _layer_norm(x, list(ctx.shape), weight, bias, ctx.eps)
+        pairs = zip((x, weight, bias), wants, strict=True)
+        chosen = [tensor for tensor, wants_it in pairs if wants_it]
+        found = iter(torch.autograd.grad(y, chosen, g, create_graph=True))
+        return *(next(found) if wants_it else None for wants_it in wants), None, None
+
+
 def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     x = x - x.mean(dims, keepdim=True)
     return x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
@@ -120,6 +161,23 @@ def _layer_norm_by_rows(
         return NotImplemented
     rows = input if len(shape) == 1 else input.flatten(-len(shape))
     return _scaled(_Normalize.apply(rows, eps)[0].view(input.shape), weight, bias)
+
+
+def _layer_norm_once(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Any:
+    shape = tuple(normalized_shape)
+    if in_transform() or forward_ad._current_level >= 0 or input.dtype not in EXACT:
+        return NotImplemented
+    if input.shape[-len(shape) :] != shape:
+        return NotImplemented
+    if not any(t is not None and t.requires_grad for t in (input, weight, bias)):
+        return NotImplemented
+    return _LayerNorm.apply(input, weight, bias, shape, eps)[0]
 
 
 def _instance_norm(
@@ -195,3 +253,5 @@ CORRECTIONS: Rules = {
     F.batch_norm: _batch_norm,
 }
 RULES: Rules = {F.layer_norm: _layer_norm_by_rows, F.batch_norm: _batch_norm_or_affine}
+#: where the first derivative is wanted, and further ones only by the model itself
+FIRST: Rules = {F.layer_norm: _layer_norm_once, F.batch_norm: _batch_norm_or_affine}
