@@ -55,6 +55,13 @@ def _writes_without_a_result(x):
     return y
 
 
+def _memory_of_another(x):
+    y, z = x.new_empty(0), 2 * x
+    y.set_(z)
+    y.view(3, 4).mul_(3)
+    return y + z
+
+
 def _several_outputs(x):
     a, b, c = x.split([4, 4, 4])
     return torch.cat([c, a * 2, b])
@@ -105,13 +112,19 @@ FUNCTIONS = {
     "nested results": lambda x: NESTED(x)[1][1] * NESTED(x)[0],
     "outside memory": _outside_memory,
     "writes without a result": _writes_without_a_result,
+    "memory of another": _memory_of_another,
 }
 
 
 def replay_of(function, x):
     """Return the replay, after the check that recording gives the function's value."""
-    y, replay = record(function, x)
+    y, unchecked = record(function, x)
     torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
+    if unchecked is None:
+        return None
+    z = x.flip(0).sin()
+    y, replay = unchecked.compared(function, z)
+    torch.testing.assert_close(y, function(z), rtol=1e-13, atol=1e-13)
     return replay
 
 
@@ -229,12 +242,14 @@ def test_a_function_that_changes_is_not_replayed():
         state[0] += 1
         return x * state[0]
 
-    assert record(function, SCALE.clone())[1] is None
+    _, unchecked = record(function, SCALE.clone())
+    assert unchecked.compared(function, SCALE.flip(0))[1] is None
 
 
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    record(FUNCTIONS["product"], SCALE.clone())
+    for x in (SCALE, 0 * SCALE):  # which is not told apart
+        assert replay_of(FUNCTIONS["product"], x) is not None
     assert torch.equal(torch.get_rng_state(), before)
 
 
