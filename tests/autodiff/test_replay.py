@@ -122,7 +122,7 @@ def replay_of(function, x):
     torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
     if unchecked is None:
         return None
-    z = x.flip(0).sin()
+    z = (x * torch.arange(len(x))).sin()
     y, replay = unchecked.compared(function, z)
     torch.testing.assert_close(y, function(z), rtol=1e-13, atol=1e-13)
     return replay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,13 +20,8 @@ Function = Callable[[Tensor], Tensor]
 
 #: entries of a vector that are compared together
 _PIECE = 256
-
-
-#: what a vector is multiplied with before a replay is compared with its function: a replay
-#: that has taken numbers of the recorded vector for constants is not homogeneous
-_OTHER = -1.75
-#: a vector tells enough if one of so many of its entries is not zero
-_DENSE = 16
+#: entries by which vectors are told apart
+_SAMPLES = 64
 
 
 class Replay(NamedTuple):
@@ -43,12 +39,15 @@ class Unchecked(NamedTuple):
     nbytes: int
     #: what its temporaries take, if none is freed before the end
     temporaries: int
+    #: some entries of the vector at which it was recorded
+    sample: list[float]
 
     def compared(self, function: Function, x: Tensor) -> tuple[Tensor, Replay | None]:
         """Evaluate a linear function at a contiguous ``x``, and compare the replay with it.
 
-        Costs one replay more, and a replay and a product at a random vector where ``x``
-        does not tell enough.
+        Costs one replay more. Where ``x`` is much like the vector of the recording, so that
+        its numbers may be taken for constants, or mostly zero, it is compared at a random
+        vector, for a product more.
 
         Returns
         -------
@@ -70,14 +69,22 @@ class Unchecked(NamedTuple):
         return function(x), None
 
     def _compared(self, function: Function, x: Tensor) -> tuple[Tensor, bool]:
-        other = x * _OTHER if _tells(x) else None
-        replayed = None if other is None else _digest(self.run(other))
-        del other  # one vector at a time
+        tells = _tells(_sample(x), self.sample)
+        # one vector at a time
+        replayed = _digest(self.run(x)) if tells else None
+        same = not tells and self._is_same_at_random(function, x)
         result = function(x)
-        if replayed is not None and _agree(replayed, result, _OTHER) and result.any():
-            return result, True
-        probe = _random_like(x)
-        return result, _agree(_digest(self.run(probe)), function(probe), 1)
+        if replayed is not None:
+            same = bool(result.any()) and _agree(replayed, result)
+            same = same or self._is_same_at_random(function, x)
+        return result, same
+
+    def _is_same_at_random(self, function: Function, x: Tensor) -> bool:
+        generator = torch.Generator("cpu").manual_seed(0)
+        # made on the host: not every device has a generator of its own
+        probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
+        probe = probe.to(x.device)
+        return _agree(_digest(self.run(probe)), function(probe))
 
 
 def record(function: Function, x: Tensor) -> tuple[Tensor, Unchecked | None]:
@@ -114,19 +121,20 @@ def _replay(recording: Recording, x: Tensor) -> Unchecked | None:
     calls, result = simplify(calls, recording)
     run = write(calls, result, recording.x)
     temporaries = _temporary_bytes(calls) if x.is_cuda else 0
-    return Unchecked(run, _computed_bytes(calls), temporaries)
+    return Unchecked(run, _computed_bytes(calls), temporaries, _sample(x))
 
 
-def _tells(x: Tensor) -> bool:
-    """Whether the products with a vector are likely to tell two matrices apart."""
-    return bool(_DENSE * x.count_nonzero() > x.numel())
+def _sample(x: Tensor) -> list[float]:
+    """Return a few entries, by which vectors are told apart."""
+    found: list[float] = x[:: max(1, len(x) // _SAMPLES)].tolist()
+    return found
 
 
-def _random_like(x: Tensor) -> Tensor:
-    generator = torch.Generator("cpu").manual_seed(0)
-    # made on the host: not every device has a generator of its own
-    y = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
-    return y.to(x.device)
+def _tells(new: list[float], old: list[float]) -> bool:
+    """Whether a vector is not mostly zero, and not much like an old one or its multiple."""
+    pairs = (new, old), (new, new), (old, old)
+    both, a, b = [abs(sum(map(operator.mul, *pair))) for pair in pairs]
+    return len(new) < 16 * (len(new) - new.count(0)) and both * both < 0.9 * a * b
 
 
 def _computed_bytes(calls: list[Call]) -> int:
@@ -172,12 +180,12 @@ def _pieces(y: Tensor) -> tuple[Tensor, Tensor]:
     return flat[:length].view(-1, _PIECE), flat[length:]
 
 
-def _agree(replayed: _Digest, y: Tensor, factor: float) -> bool:
-    """Whether a vector times a number is the same but for rounding, in each piece."""
+def _agree(replayed: _Digest, y: Tensor) -> bool:
+    """Whether two vectors are the same but for rounding, in each of their pieces."""
     if replayed.shape != y.shape or replayed.sums.dtype != y.dtype:
         return False
-    eps = torch.finfo(y.dtype).eps * abs(factor) * _PIECE**0.5
+    eps = torch.finfo(y.dtype).eps * _PIECE**0.5
     norms = torch.cat([torch.linalg.vector_norm(p, dim=-1).view(-1) for p in _pieces(y)])
     # a piece may be what cancellation has left of numbers like the others
     bounds = 1e3 * eps * norms + 10 * eps * torch.linalg.vector_norm(norms)
-    return bool(((replayed.sums - factor * _digest(y).sums).abs() <= bounds).all())
+    return bool(((replayed.sums - _digest(y).sums).abs() <= bounds).all())
