@@ -40,6 +40,14 @@ def _written_constant(x):
     return first + x * buffer
 
 
+def _written_copy(x):
+    """A copy of what was there before, which is read, written, and read again."""
+    copy = torch.ops.aten.mul.Scalar(SCALE, 1)
+    first = x * copy
+    copy.mul_(3)
+    return first + x * copy
+
+
 MEMORY = torch.ones(N, dtype=torch.float64)
 
 
@@ -110,6 +118,7 @@ FUNCTIONS = {
         * 1
     ),
     "nested results": lambda x: NESTED(x)[1][1] * NESTED(x)[0],
+    "written copy": _written_copy,
     "outside memory": _outside_memory,
     "writes without a result": _writes_without_a_result,
     "memory of another": _memory_of_another,
@@ -257,6 +266,33 @@ def test_constants_that_a_replay_holds_are_counted():
     function = FUNCTIONS["chain of factors"]
     assert record(function, SCALE.clone())[1].nbytes == N * SCALE.itemsize
     assert record(FUNCTIONS["product"], SCALE.clone())[1].nbytes == 0  # was there before
+    x = torch.rand(1000, dtype=torch.float64)
+    old = torch.rand_like(x)  # of which addcmul's derivative makes a copy
+    assert replay_of(lambda x: x * torch.ops.aten.mul.Scalar(old, 1), x).nbytes == 0
+
+
+def _unit(i):
+    return torch.eye(N, dtype=torch.float64)[i]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (SCALE, SCALE),
+        (SCALE, SCALE + 1e-14),
+        (_unit(0), 0 * SCALE),
+        (_unit(0), _unit(1)),
+        (_unit(0), torch.full((N,), torch.nan, dtype=torch.float64)),
+    ],
+    ids=["same", "similar", "zero", "few entries", "not a number"],
+)
+def test_a_replay_is_compared_at_a_vector_that_tells(first, second):
+    def function(x):  # a number that is not seen looks like a constant
+        return x * SCALE + float(x.numpy()[-1]) * SCALE
+
+    assert record(function, first)[1].compared(function, second)[1] is None
+    replay = record(FUNCTIONS["product"], first)[1].compared(FUNCTIONS["product"], second)
+    assert replay[1] is not None
 
 
 def test_recording_keeps_no_temporary():

@@ -11,9 +11,8 @@ import torch
 _CPU_BLOCK_BYTES = 4 << 20
 #: share of a GPU's free memory that a block may take
 _GPU_MEMORY_SHARE = 0.2
-#: calls that are to come where nothing is known of earlier ones: whoever has asked for a
-#: few is likely to be a solver
-_EXPECTED = 20
+#: calls that are to come where nothing is known of earlier ones
+_EXPECTED = 0
 
 
 class Experience:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 #: seconds per node of a graph: what recording it takes, what a replay saves each time
-_RECORDING, _ENGINE = 45e-6, 2.5e-6
+_RECORDING, _ENGINE = 60e-6, 2.5e-6
 #: share of a product that a replay saves beside that, by fewer kernels
 _KERNELS = 0.04
 #: share of a product below which the engine's part is nothing, and large tensors are all:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 #: bytes of a tensor that is kept while recording although nothing needs it so far
 _SMALL = 1 << 12
+_TIMES = torch.ops.aten.mul.Scalar
 
 
 def _nothing() -> None:
@@ -32,6 +33,7 @@ class Value:
         "device",
         "dtype",
         "memory",
+        "original",
         "shape",
         "storage",
         "strides",
@@ -51,6 +53,8 @@ class Value:
         self.storage = 0
         self.alive: Callable[[], Tensor | None] = _nothing
         self.constant: Tensor | None = None
+        #: what was there before and has the same entries
+        self.original: Value | None = None
 
     @classmethod
     def of(cls, tensor: Tensor, storage: int, memory: int) -> Value:
@@ -166,8 +170,8 @@ class _Recorder(TorchDispatchMode):
 
     Below a dispatch mode, PyTorch no longer looks whether a tensor is a zero without
     memory, which forward-mode derivatives make. A kernel that is made of others
-    (``mul.Scalar``) would read what is not there. So the kernels are called with the
-    dispatch state in which the function would call them.
+    (``mul.Scalar``) would read what is not there. So kernels that are given such a zero are
+    called with the dispatch state in which the function would call them.
 
     A tensor is known by its Python object, as long as that lives; the recorder keeps no
     temporary alive, so recording takes the memory that the function takes.
@@ -256,12 +260,14 @@ class _Recorder(TorchDispatchMode):
         for value in call.inputs:
             depends = depends or value.memory in dependent
         if depends:
-            for value in call.outputs:
-                dependent.add(value.memory)
+            dependent.update([value.memory for value in call.outputs])
+        elif call.func is _TIMES and call.args[1] == 1:  # of addcmul's derivative
+            _note_copy(call.result, call.args[0])
         for value in call.inputs:
             # where the result is written into later, the call has to be made again
             if value.memory not in dependent and (depends or _is_small(value.alive())):
-                value.constant = value.alive()
+                same = value.original
+                value.constant = value.alive() if same is None else same.constant
 
     def _give_up(self) -> None:
         self.understood = False
@@ -308,6 +314,17 @@ def _are_shapes(result: Any) -> bool:
     made: list[Tensor] = []
     mapped(made.append, Tensor, result)
     return bool(made) and all(t.is_meta for t in made)
+
+
+def _note_copy(copy: Value, original: Value) -> None:
+    """Let what was there before stand for a copy, which then need not be kept."""
+    if original.memory < 0 and looks_like(copy, original):
+        copy.original, copy.memory = original, original.memory
+
+
+def looks_like(a: Value, b: Value) -> bool:
+    """Whether two tensors have the same type and layout."""
+    return a.dtype == b.dtype and a.shape == b.shape and a.strides == b.strides
 
 
 def _is_small(tensor: Tensor | None) -> bool:

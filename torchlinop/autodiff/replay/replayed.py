@@ -134,7 +134,7 @@ def _tells(new: list[float], old: list[float]) -> bool:
     """Whether a vector is not mostly zero, and not much like an old one or its multiple."""
     pairs = (new, old), (new, new), (old, old)
     both, a, b = [abs(sum(map(operator.mul, *pair))) for pair in pairs]
-    return len(new) < 16 * (len(new) - new.count(0)) and both * both < 0.9 * a * b
+    return 2 * new.count(0) < len(new) and both * both < 0.999 * a * b
 
 
 def _computed_bytes(calls: list[Call]) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.replay.recording import Call, Recording, Value, mapped
+from torchlinop.autodiff.replay.recording import Call, Recording, Value, looks_like, mapped
 from torchlinop.autodiff.replay.selecting import BY_POSITION
 
 _aten = torch.ops.aten
@@ -70,7 +70,7 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
     """Drop calls that change nothing and gather constant factors."""
     result = recording.result
     known = _Known(live, recording.x)
-    replaced = _copies(recording, known.values)
+    replaced: dict[Value, Value] = {}
 
     def current(value: Value) -> Value:
         while value in replaced:
@@ -102,21 +102,6 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
     return _needed(kept, result, fixed)
 
 
-def _copies(recording: Recording, known: set[Value]) -> dict[Value, Value]:
-    """Constants that are others times one, as addcmul's derivative makes them."""
-    copies = {}
-    for call in recording.calls:
-        if call.func is _MUL_NUMBER and call.args[1] == 1 and call.result not in known:
-            original = call.args[0]
-            if original.constant is not None and _looks_like(original, call.result):
-                copies[call.result] = original
-    return copies
-
-
-def _looks_like(a: Value, b: Value) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.strides == b.strides
-
-
 def _uses(calls: list[Call]) -> Counter[Value]:
     """How often each value is an argument."""
     return Counter([v for call in calls for v in call.inputs])
@@ -131,7 +116,7 @@ def _argument(call: Call, _: _Known) -> Value:
 def _times_one(call: Call, _: _Known) -> Value | None:
     """The factor of one, which addcmul's derivative has."""
     term: Value = call.args[0]
-    alike = call.args[1] == 1 and term.memory != 0 and _looks_like(term, call.result)
+    alike = call.args[1] == 1 and term.memory != 0 and looks_like(term, call.result)
     return term if alike else None
 
 
@@ -148,7 +133,7 @@ def _plus_zero(call: Call, known: _Known) -> Value | None:
         if not isinstance(other, Value) or not isinstance(term, Value):
             continue
         # the result must not turn out to be a view of the argument
-        if term.memory == 0 or not _looks_like(term, call.result):
+        if term.memory == 0 or not looks_like(term, call.result):
             continue
         if known.is_zero(other):
             return term
