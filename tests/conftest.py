@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.modules import module as module_hooks
 from torchlinop.autodiff import columns, experience
+from torchlinop.autodiff.replay import expected
 
 
 def pytest_configure() -> None:
@@ -25,7 +26,7 @@ def _replays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replay whatever can be replayed, whether that is faster or not."""
     monkeypatch.setattr(experience, "_EXPECTED", 10**9)
     monkeypatch.setattr(columns, "_PAYS", float("inf"))
-    monkeypatch.setattr(columns, "_LITTLE", 0.0)
+    monkeypatch.setattr(expected, "_LITTLE", 0.0)
 
 
 class ArrayKind(enum.Enum):

@@ -29,6 +29,7 @@ from torchlinop import HessianLinearOperator, JacobianLinearOperator
 from torchlinop.autodiff import columns, experience
 from torchlinop.autodiff.columns import WARM_UP
 from torchlinop.autodiff.experience import Experience
+from torchlinop.autodiff.replay import expected
 
 from tests.autodiff.random_programs import KINDS, as_rows, check, is_replayed
 
@@ -256,7 +257,7 @@ def _error(actual, expected):
 
 def main() -> None:
     # whatever can be replayed is
-    experience._EXPECTED, columns._PAYS, columns._LITTLE = 10**9, float("inf"), 0.0
+    experience._EXPECTED, columns._PAYS, expected._LITTLE = 10**9, float("inf"), 0.0
     warnings.simplefilter("ignore")  # torch warns of some of these tensors
     torch.manual_seed(0)
     for name, function in SCALARS.items():

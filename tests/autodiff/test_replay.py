@@ -40,6 +40,14 @@ def _written_constant(x):
     return first + x * buffer
 
 
+def _written_copy(x):
+    """A copy of what was there before, which is read, written, and read again."""
+    copy = torch.ops.aten.mul.Scalar(SCALE, 1)
+    first = x * copy
+    copy.mul_(3)
+    return first + x * copy
+
+
 MEMORY = torch.ones(N, dtype=torch.float64)
 
 
@@ -53,6 +61,13 @@ def _writes_without_a_result(x):
     y = x.clone()
     torch._foreach_mul_([y], 2.0)
     return y
+
+
+def _memory_of_another(x):
+    y, z = x.new_empty(0), 2 * x
+    y.set_(z)
+    y.view(3, 4).mul_(3)
+    return y + z
 
 
 def _several_outputs(x):
@@ -103,15 +118,22 @@ FUNCTIONS = {
         * 1
     ),
     "nested results": lambda x: NESTED(x)[1][1] * NESTED(x)[0],
+    "written copy": _written_copy,
     "outside memory": _outside_memory,
     "writes without a result": _writes_without_a_result,
+    "memory of another": _memory_of_another,
 }
 
 
 def replay_of(function, x):
     """Return the replay, after the check that recording gives the function's value."""
-    y, replay = record(function, x)
+    y, unchecked = record(function, x)
     torch.testing.assert_close(y, function(x), rtol=1e-13, atol=1e-13)
+    if unchecked is None:
+        return None
+    z = (x * torch.arange(len(x))).sin()
+    y, replay = unchecked.compared(function, z)
+    torch.testing.assert_close(y, function(z), rtol=1e-13, atol=1e-13)
     return replay
 
 
@@ -229,12 +251,14 @@ def test_a_function_that_changes_is_not_replayed():
         state[0] += 1
         return x * state[0]
 
-    assert record(function, SCALE.clone())[1] is None
+    _, unchecked = record(function, SCALE.clone())
+    assert unchecked.compared(function, SCALE.flip(0))[1] is None
 
 
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    record(FUNCTIONS["product"], SCALE.clone())
+    for x in (SCALE, 0 * SCALE):  # which is not told apart
+        assert replay_of(FUNCTIONS["product"], x) is not None
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -242,6 +266,33 @@ def test_constants_that_a_replay_holds_are_counted():
     function = FUNCTIONS["chain of factors"]
     assert record(function, SCALE.clone())[1].nbytes == N * SCALE.itemsize
     assert record(FUNCTIONS["product"], SCALE.clone())[1].nbytes == 0  # was there before
+    x = torch.rand(1000, dtype=torch.float64)
+    old = torch.rand_like(x)  # of which addcmul's derivative makes a copy
+    assert replay_of(lambda x: x * torch.ops.aten.mul.Scalar(old, 1), x).nbytes == 0
+
+
+def _unit(i):
+    return torch.eye(N, dtype=torch.float64)[i]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (SCALE, SCALE),
+        (SCALE, SCALE + 1e-14),
+        (_unit(0), 0 * SCALE),
+        (_unit(0), _unit(1)),
+        (_unit(0), torch.full((N,), torch.nan, dtype=torch.float64)),
+    ],
+    ids=["same", "similar", "zero", "few entries", "not a number"],
+)
+def test_a_replay_is_compared_at_a_vector_that_tells(first, second):
+    def function(x):  # a number that is not seen looks like a constant
+        return x * SCALE + float(x.numpy()[-1]) * SCALE
+
+    assert record(function, first)[1].compared(function, second)[1] is None
+    replay = record(FUNCTIONS["product"], first)[1].compared(FUNCTIONS["product"], second)
+    assert replay[1] is not None
 
 
 def test_recording_keeps_no_temporary():

@@ -17,19 +17,12 @@ import torch
 from torch import Tensor
 
 from torchlinop.autodiff.experience import Experience, Pace
-from torchlinop.autodiff.replay import Replay, record
+from torchlinop.autodiff.replay import Replay, Unchecked, pays, record
 
 #: calls of a function before it may be recorded: the first ones are slower than the rest
 WARM_UP = 3
 #: replays after which one that is no faster is dropped; less if it is slower than by noise
 _TRIALS, _SLOWER = 12, 1.15
-#: seconds per node of a graph: what recording it takes, what a replay saves each time
-_RECORDING, _ENGINE = 125e-6, 2.5e-6
-#: share of a product that a replay saves beside that, by fewer kernels
-_KERNELS = 0.04
-#: share of a product below which the engine's part is nothing, and large tensors are all:
-#: while recording torch adds them up in new memory
-_LITTLE = 0.005
 #: a replay that takes more than this part of the function's time is not worth its memory
 _PAYS = 0.97
 #: length from which torch copies columns quicker one by one than as a transposed matrix
@@ -200,7 +193,7 @@ class LinearRows(Rows):
         self._nbytes = nbytes
         self._nodes = nodes
         self._run: Callable[[Tensor], Tensor] | None = None  # once that is settled
-        self._replay: Replay | None = None  # while it is on trial
+        self._replay: Unchecked | Replay | None = None  # while it is on trial
         self._trials, self._least = 0, math.inf
         self._seconds = math.inf  # the least that a product took
         self.pace = Pace()
@@ -222,14 +215,18 @@ class LinearRows(Rows):
         run, replay = self._run, self._replay  # other threads may change them
         if run is not None:
             return run(v)
-        if replay is not None:
+        if isinstance(replay, Replay):
             return self._try_replay(replay, v, experience)
-        if self._is_worth_recording(experience, remaining):
-            result, replay = record(self._function, v)
+        if replay is not None or self._is_worth_recording(experience, remaining):
+            if replay is None:
+                result, replay = record(self._function, v)
+            else:
+                result, replay = replay.compared(self._function, v)
             if self._run is not None:  # another thread has been faster
                 return result
-            if replay is None or replay.nbytes > experience.room():
+            if replay is None or replay.nbytes - self.replay_bytes > experience.room():
                 self._settle(self._function)
+                self.replay_bytes = 0
             else:
                 self._replay, self.replay_bytes = replay, replay.nbytes
             return result
@@ -245,13 +242,8 @@ class LinearRows(Rows):
         if experience.replays_pay is False:
             self._settle(self._function)
             return False
-        cost = self._nodes * _RECORDING + 2 * self._seconds
-        gain = self._nodes * _ENGINE + _KERNELS * self._seconds
-        if self._nodes * _ENGINE < _LITTLE * self._seconds:
-            return False
-        # as many calls are to come as last time, or as there have been: at worst it takes
-        # twice the time that it would if one knew
-        return gain * (remaining or max(experience.expected, self.calls)) > cost
+        products = remaining or max(experience.expected, self.calls)
+        return pays(self._nodes, self._seconds, products)
 
     def _try_replay(self, replay: Replay, v: Tensor, experience: Experience) -> Tensor:
         """Replay, and decide after a few times whether that is faster."""

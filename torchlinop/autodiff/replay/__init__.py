@@ -10,6 +10,7 @@ by position, or does not reproduce the function) is discarded. Whether a replay 
 for the caller to find out (`autodiff/columns`).
 """
 
-from torchlinop.autodiff.replay.replayed import Replay, record
+from torchlinop.autodiff.replay.expected import pays
+from torchlinop.autodiff.replay.replayed import Replay, Unchecked, record
 
-__all__ = ["Replay", "record"]
+__all__ = ["Replay", "Unchecked", "pays", "record"]

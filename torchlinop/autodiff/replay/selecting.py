@@ -32,17 +32,17 @@ def dependent(recording: Recording) -> list[Call]:
     dependent, since its value at one moment is not what is left of it at the end.
     """
     found = set(recording.dependent)
-    size = 0
+    size = len(found) if recording.complete else 0
     while len(found) != size:
         size = len(found)
         for call in recording.calls:
-            if any(v.memory in found for v in call.inputs):
-                found.update(v.memory for v in call.outputs)
+            if not found.isdisjoint([v.memory for v in call.inputs]):
+                found.update([v.memory for v in call.outputs])
     return [
         call
         for call in recording.calls
         if call.func not in _CHECKS
-        and any(v.memory in found for v in (*call.inputs, *call.outputs))
+        and not found.isdisjoint([v.memory for v in (*call.inputs, *call.outputs)])
     ]
 
 

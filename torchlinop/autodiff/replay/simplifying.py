@@ -9,26 +9,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchlinop.autodiff.replay.recording import Call, Recording, Value, mapped
+from torchlinop.autodiff.replay.recording import Call, Recording, Value, looks_like, mapped
 from torchlinop.autodiff.replay.selecting import BY_POSITION
 
 _aten = torch.ops.aten
+_MUL, _MUL_NUMBER = _aten.mul.Tensor, _aten.mul.Scalar
+_MM, _EXPAND = _aten.mm.default, _aten.expand.default
+_TRANSPOSE, _ZEROS = _aten.t.default, _aten.zeros_like.default
 
-#: kernels that return their argument under another name
-_IDENTITIES = {_aten.detach.default, _aten.alias.default}
 #: the memory of what is made here: which one is of no matter any more
 _NEW = 1
 
 
 def simplify(calls: list[Call], recording: Recording) -> tuple[list[Call], Value]:
     """Return calls that give the same result, and the value that is the result then."""
-    if any(call.func in BY_POSITION for call in calls):
+    if not BY_POSITION.isdisjoint([call.func for call in calls]):
         return calls, recording.result  # memory could be laid out differently
     fixed = _fixed(calls)
     return _in_place(_reduce(calls, recording, fixed), recording.result, fixed)
@@ -39,19 +41,36 @@ def _fixed(calls: list[Call]) -> set[Call]:
     fixed: set[Call] = set()
     to_be_written: set[int] = set()
     for call in reversed(calls):
-        to_be_written.update(v.memory for v in call.written())
-        if any(v.memory in to_be_written for v in (*call.inputs, *call.outputs)):
+        to_be_written.update([v.memory for v in call.written()])
+        if to_be_written and not to_be_written.isdisjoint(
+            [v.memory for v in (*call.inputs, *call.outputs)]
+        ):
             fixed.add(call)
     return fixed
+
+
+class _Known:
+    """What is known of values that depend on the argument, as far as calls were read."""
+
+    def __init__(self, calls: list[Call], x: Value) -> None:
+        self.values = {x}.union(*[call.outputs for call in calls])
+        self.uses = _uses(calls)
+        self.made_by: dict[Value, Call] = {}
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether a value is zero whatever the argument is."""
+        if value in self.values:
+            made = self.made_by.get(value)
+            return made is not None and made.func is _ZEROS
+        assert value.constant is not None
+        return not value.constant.any()
 
 
 def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Call]:
     """Drop calls that change nothing and gather constant factors."""
     result = recording.result
-    known = {recording.x}.union(*(call.outputs for call in live))
-    replaced = _copies(recording, known)
-    made_by: dict[Value, Call] = {}
-    uses = _uses(live)
+    known = _Known(live, recording.x)
+    replaced: dict[Value, Value] = {}
 
     def current(value: Value) -> Value:
         while value in replaced:
@@ -61,7 +80,7 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
     kept = []
     for original in live:
         call = original
-        if replaced:
+        if replaced and not replaced.keys().isdisjoint(call.inputs):
             args = mapped(current, Value, call.args)
             kwargs = {k: mapped(current, Value, v) for k, v in call.kwargs.items()}
             call = Call(call.func, args, kwargs, call.result)
@@ -69,93 +88,77 @@ def _reduce(live: list[Call], recording: Recording, fixed: set[Call]) -> list[Ca
             fixed.add(call)
             kept.append(call)
             continue
-        same = _same_as(call, made_by, known)
+        same, other = _RULES.get(call.func, (None, None))
         if same is not None and call.result is not result:
-            replaced[call.result] = same
-            continue
-        if call.func is _aten.mul.Tensor:
-            call = _gather_factors(call, made_by, known, uses)
-        elif call.func is _aten.add.Tensor:
-            call = _fuse_product(call, made_by, uses)
+            value = same(call, known)
+            if value is not None:
+                replaced[call.result] = value
+                continue
+        if other is not None:
+            call = other(call, known)
         for value in call.outputs:
-            made_by[value] = call
+            known.made_by[value] = call
         kept.append(call)
     return _needed(kept, result, fixed)
 
 
-def _copies(recording: Recording, known: set[Value]) -> dict[Value, Value]:
-    """Constants that are others times one, as addcmul's derivative makes them."""
-    copies = {}
-    for call in recording.calls:
-        if call.func is _aten.mul.Scalar and call.args[1] == 1 and call.result not in known:
-            original = call.args[0]
-            if original.constant is not None and _looks_like(original, call.result):
-                copies[call.result] = original
-    return copies
-
-
-def _looks_like(a: Value, b: Value) -> bool:
-    return a.dtype == b.dtype and a.shape == b.shape and a.strides == b.strides
-
-
 def _uses(calls: list[Call]) -> Counter[Value]:
     """How often each value is an argument."""
-    return Counter(v for call in calls for v in call.inputs)
+    return Counter([v for call in calls for v in call.inputs])
 
 
-def _same_as(call: Call, made_by: dict[Value, Call], known: set[Value]) -> Value | None:
-    """Return the value that the call's result equals, if there is one."""
-    if call.func in _IDENTITIES:
-        same: Value = call.args[0]
-        return same
-    if call.func is _aten.mul.Scalar and call.args[1] == 1:  # of addcmul's derivative
-        term = call.args[0]
-        return term if term.memory != 0 and _looks_like(term, call.result) else None
-    if call.func is _aten.t.default:
-        inner = made_by.get(call.args[0])
-        if inner is not None and inner.func is _aten.t.default:
-            return inner.inputs[0]
-    if call.func is _aten.add.Tensor and not call.kwargs:
-        a, b = call.args[:2]
-        for term, other in ((a, b), (b, a)):
-            if not isinstance(other, Value) or not isinstance(term, Value):
-                continue
-            # the result must not turn out to be a view of the argument
-            if term.memory == 0 or not _looks_like(term, call.result):
-                continue
-            if _is_zero(other, made_by, known):
-                return term
+def _argument(call: Call, _: _Known) -> Value:
+    """The value that goes by another name from here on."""
+    value: Value = call.args[0]
+    return value
+
+
+def _times_one(call: Call, _: _Known) -> Value | None:
+    """The factor of one, which addcmul's derivative has."""
+    term: Value = call.args[0]
+    alike = call.args[1] == 1 and term.memory != 0 and looks_like(term, call.result)
+    return term if alike else None
+
+
+def _transposed_twice(call: Call, known: _Known) -> Value | None:
+    inner = known.made_by.get(call.args[0])
+    return inner.inputs[0] if inner is not None and inner.func is _TRANSPOSE else None
+
+
+def _plus_zero(call: Call, known: _Known) -> Value | None:
+    if call.kwargs:
+        return None
+    a, b = call.args[:2]
+    for term, other in ((a, b), (b, a)):
+        if not isinstance(other, Value) or not isinstance(term, Value):
+            continue
+        # the result must not turn out to be a view of the argument
+        if term.memory == 0 or not looks_like(term, call.result):
+            continue
+        if known.is_zero(other):
+            return term
     return None
 
 
-def _is_zero(value: Value, made_by: dict[Value, Call], known: set[Value]) -> bool:
-    """Whether a value is zero whatever the argument is."""
-    if value in known:
-        made = made_by.get(value)
-        return made is not None and made.func is _aten.zeros_like.default
-    assert value.constant is not None
-    return not value.constant.any()
-
-
-def _gather_factors(
-    call: Call, made_by: dict[Value, Call], known: set[Value], uses: Counter[Value]
-) -> Call:
+def _gather_factors(call: Call, known: _Known) -> Call:
     """Turn ``(u * a) * b`` into ``u * (a * b)`` where ``a`` and ``b`` are constant."""
 
     def parts(c: Call) -> tuple[Value, Any] | None:
-        if c.func is _aten.mul.Scalar:
+        if c.func is _MUL_NUMBER:
             return c.args[0], c.args[1]
-        if c.func is not _aten.mul.Tensor:
+        if c.func is not _MUL:
             return None
         a, b = c.args
-        if not isinstance(b, Value) or b not in known:
-            return (a, _constant(b)) if isinstance(a, Value) and a in known else None
-        return (b, _constant(a)) if not isinstance(a, Value) or a not in known else None
+        if not isinstance(b, Value) or b not in known.values:
+            return (a, _constant(b)) if isinstance(a, Value) and a in known.values else None
+        return (
+            (b, _constant(a)) if not isinstance(a, Value) or a not in known.values else None
+        )
 
     outer = parts(call)
-    if outer is None or uses[outer[0]] != 1:
+    if outer is None or known.uses[outer[0]] != 1:
         return call
-    inner_call = made_by.get(outer[0])
+    inner_call = known.made_by.get(outer[0])
     inner = parts(inner_call) if inner_call is not None else None
     if inner is None:
         return call
@@ -171,7 +174,7 @@ def _gather_factors(
         return call
     if isinstance(factor, Tensor):
         factor = Value.fixed(factor, _NEW)
-    return Call(_aten.mul.Tensor, (u, factor), {}, call.result)
+    return Call(_MUL, (u, factor), {}, call.result)
 
 
 def _constant(value: Any) -> Any:
@@ -188,25 +191,36 @@ def _underflows(factor: Any, a: Any, b: Any, dtype: torch.dtype) -> bool:
     return bool(lost.any() if isinstance(lost, Tensor) else lost)
 
 
-def _fuse_product(call: Call, made_by: dict[Value, Call], uses: Counter[Value]) -> Call:
+def _fuse_product(call: Call, known: _Known) -> Call:
     """Turn ``a + m @ n`` into one call, and drop the expansion of a broadcast ``a``."""
     if call.kwargs:
         return call
     for product, other in (call.args, call.args[::-1]):
-        made = made_by.get(product)
-        if made is None or made.func is not _aten.mm.default:
+        made = known.made_by.get(product)
+        if made is None or made.func is not _MM:
             continue
-        if uses[product] != 1 or not isinstance(other, Value):
+        if known.uses[product] != 1 or not isinstance(other, Value):
             continue
         if product.shape != call.result.shape or other.dtype != product.dtype:
             continue
         if product.strides != call.result.strides:  # those that one kernel would give
             continue
-        expanded = made_by.get(other)
-        if expanded is not None and expanded.func is _aten.expand.default:
+        expanded = known.made_by.get(other)
+        if expanded is not None and expanded.func is _EXPAND:
             other = expanded.args[0]
         return Call(_aten.addmm.default, (other, *made.args), {}, call.result)
     return call
+
+
+#: by kernel: what finds a value that equals the result, and what makes another call of it
+_RULES: dict[Any, tuple[Callable | None, Callable | None]] = {
+    _aten.detach.default: (_argument, None),
+    _aten.alias.default: (_argument, None),
+    _TRANSPOSE: (_transposed_twice, None),
+    _MUL_NUMBER: (_times_one, None),
+    _aten.add.Tensor: (_plus_zero, _fuse_product),
+    _MUL: (None, _gather_factors),
+}
 
 
 def _needed(calls: list[Call], result: Value, fixed: set[Call]) -> list[Call]:
@@ -214,14 +228,14 @@ def _needed(calls: list[Call], result: Value, fixed: set[Call]) -> list[Call]:
     needed = {result}
     kept = []
     for call in reversed(calls):
-        if call in fixed or any(v in needed for v in call.outputs):
+        if call in fixed or not needed.isdisjoint(call.outputs):
             kept.append(call)
             needed.update(call.inputs)
     return kept[::-1]
 
 
 _WITH_OUTPUT = {
-    _aten.mm.default: _aten.mm.out,
+    _MM: _aten.mm.out,
     _aten.addmm.default: _aten.addmm.out,
 }
 _RESHAPES = {_aten.view.default, _aten._unsafe_view.default}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from torch import Tensor
 
-from torchlinop.autodiff.replay.recording import Call, Value
+from torchlinop.autodiff.replay.recording import Call, Value, values_in
 
 
 def write(calls: list[Call], result: Value, x: Value) -> Callable[[Tensor], Tensor]:
@@ -24,9 +26,15 @@ def write(calls: list[Call], result: Value, x: Value) -> Callable[[Tensor], Tens
             lines.append(" = ".join(temporary) + " = None")
     lines.append(f"return {text.names[result]}")
     source = "def run(x):\n    " + "\n    ".join(lines)
-    exec(compile(source, "<replayed kernels>", "exec"), text.scope)
+    exec(_compiled(source), text.scope)
     run: Callable[[Tensor], Tensor] = text.scope.pop("run")  # which refers to the scope
     return run
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> CodeType:
+    """Compile a text, which is the same for all batches of a network."""
+    return compile(source, "<replayed kernels>", "exec")
 
 
 class _Text:
@@ -49,11 +57,11 @@ class _Text:
                 assert value.constant is not None
                 self.names[value] = self.constant(value.constant.detach(), "c")
             return self.names[value]
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple)) and values_in(value):
             return "[" + ", ".join([self.spelled(v) for v in value]) + "]"
-        if value is None or isinstance(value, (bool, int)):
+        if value is None or isinstance(value, bool) or value in (0, 1, -1):
             return repr(value)
-        return self.constant(value, "k")
+        return self.constant(value, "k")  # sizes, too: they differ from batch to batch
 
     def target(self, result: Any) -> str:
         """What a call's result is assigned to."""
