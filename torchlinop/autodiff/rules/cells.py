@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+Tensors = Sequence[Tensor]
 
 
 class Cell(ABC):
@@ -34,11 +35,11 @@ class Cell(ABC):
     gates = 1
 
     @abstractmethod
-    def step(self, gates: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def step(self, gates: Tensor, before: Tensors, after: Tensors) -> None:
         """Write the states ``(B, H)`` after a step, from gates ``(B, G, H)``."""
 
     @abstractmethod
-    def jacobians(self, gates: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def jacobians(self, gates: Tensor, states: Tensors) -> Tensor:
         """Derivatives of the states after each step in the carried ones and the gates.
 
         Parameters
@@ -56,26 +57,27 @@ class Cell(ABC):
 
     @abstractmethod
     def curvature(
-        self,
-        gates: Tensor,
-        states: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-        results: Sequence[Tensor],
+        self, gates: Tensor, states: Tensors, cotangents: Tensors
+    ) -> tuple[Tensor, ...]:
+        """What :meth:`bend` needs of the trajectory and of the states' cotangents.
+
+        The latter are of what enters the next step, and through ``W``.
+        """
+
+    @abstractmethod
+    def bend(
+        self, curvature: Tensors, tangents: Tensors, after: Tensors
     ) -> tuple[Tensor | None, ...]:
-        """Derivatives of what :meth:`jacobians` makes of cotangents and tangents.
+        """Derivatives of the cotangents' products with :meth:`jacobians` and tangents.
 
         Parameters
         ----------
-        gates, states
-            As in :meth:`jacobians`.
-        cotangents
-            Of each state, ``(T + 1, B, H)``.
+        curvature
+            Of :meth:`curvature`.
         tangents
             Of the gates and of each state.
-        results
-            Tangents of the states, ``(T, B, H)``, that follow from those of one step
-            before.
+        after
+            Tangents of the states, ``(T, B, H)``, as they follow from one step before.
 
         Returns
         -------
@@ -85,58 +87,59 @@ class Cell(ABC):
 
 
 class LSTM(Cell):
-    r"""Gates ``i, f, g, o``: :math:`c_t = f c_{t-1} + i g` and :math:`h_t = o \tanh c_t`."""
+    r"""Gates ``i, f, g, o``: :math:`c_t = f c_{t-1} + i g`, :math:`h_t = o \tanh c_t`."""
 
     states = 2
     carried = 1
     gates = 4
 
-    def step(self, gates: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def step(self, gates: Tensor, before: Tensors, after: Tensors) -> None:
         i, f, _, o = torch.sigmoid(gates).unbind(1)
         h, c = after
         torch.mul(f, before[1], out=c)
         c.addcmul_(i, gates[:, 2].tanh())
         torch.mul(o, c.tanh(), out=h)
 
-    def jacobians(self, gates: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def jacobians(self, gates: Tensor, states: Tensors) -> Tensor:
         c = states[1]
         i, f, g, o = _lstm_gates(gates)
         t = c[1:].tanh()
         zero = torch.zeros_like(c[1:])
-        of_c = [f, g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g), zero]
+        by_gates = [g * i * (1 - i), c[:-1] * f * (1 - f), i * (1 - g * g), zero]
         matrices = gates.new_empty((*gates.shape[:2], 2, 5, gates.shape[-1]))
-        of_h, of_c = matrices.unbind(2)[0], torch.stack(of_c, 2, out=matrices[:, :, 1])
+        of_h, of_c = matrices.unbind(2)
+        torch.stack([f, *by_gates], 2, out=of_c)
         torch.mul(of_c, (o * (1 - t * t)).unsqueeze(2), out=of_h)
         of_h[:, :, 4] = t * o * (1 - o)
         return matrices
 
     def curvature(
-        self,
-        gates: Tensor,
-        states: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-        results: Sequence[Tensor],
-    ) -> tuple[Tensor | None, ...]:
+        self, gates: Tensor, states: Tensors, cotangents: Tensors
+    ) -> tuple[Tensor, ...]:
         c = states[1]
         i, f, g, o = _lstm_gates(gates)
         t = c[1:].tanh()
         di, df, dg, do, dt = i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o), 1 - t * t
         of_h = cotangents[0][1:]
         of_c = torch.addcmul(cotangents[1][1:], of_h, o * dt)
-        vi, vf, vg, vo = tangents[0].unbind(2)
-        before, after = tangents[2][:-1], results[1]
-        through_f = of_c * df
+        ii, ig, gg = of_c * di * (1 - 2 * i) * g, of_c * di * dg, -2 * of_c * i * g * dg
+        ff, fc = of_c * df * (1 - 2 * f) * c[:-1], of_c * df
+        oo, oc, cc = of_h * do * (1 - 2 * o) * t, of_h * do * dt, -2 * of_h * o * t * dt
+        return ii, ig, gg, ff, fc, oo, oc, cc
+
+    def bend(
+        self, curvature: Tensors, tangents: Tensors, after: Tensors
+    ) -> tuple[Tensor | None, ...]:
+        ii, ig, gg, ff, fc, oo, oc, cc = curvature
+        i, f, g, o = tangents[0].unbind(2)
+        before, c = tangents[2][:-1], after[1]
         by_gates = [
-            of_c * di * (g * (1 - 2 * i) * vi + dg * vg),
-            through_f * (c[:-1] * (1 - 2 * f) * vf + before),
-            of_c * dg * (di * vi - 2 * i * g * vg),
-            of_h * do * (t * (1 - 2 * o) * vo + dt * after),
+            ii * i + ig * g,
+            ff * f + fc * before,
+            ig * i + gg * g,
+            oo * o + oc * c,
         ]
-        by_c = _at_start(through_f * vf) + _at_end(
-            of_h * dt * (do * vo - 2 * o * t * after)
-        )
-        return torch.stack(by_gates, 2), None, by_c
+        return torch.stack(by_gates, 2), None, _joined(fc * f, oc * o + cc * c)
 
 
 class GRU(Cell):
@@ -148,12 +151,12 @@ class GRU(Cell):
     carried = 1
     gates = 4
 
-    def step(self, gates: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def step(self, gates: Tensor, before: Tensors, after: Tensors) -> None:
         r, z = torch.sigmoid(gates[:, :2]).unbind(1)
         candidate = torch.addcmul(gates[:, 3], r, gates[:, 2]).tanh_()
         torch.lerp(candidate, before[0], z, out=after[0])
 
-    def jacobians(self, gates: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def jacobians(self, gates: Tensor, states: Tensors) -> Tensor:
         h = states[0][:-1]
         m = gates[:, :, 2]
         r, z, n = _gru_gates(gates)
@@ -162,66 +165,71 @@ class GRU(Cell):
         return torch.stack([z, *by_gates], 2).unsqueeze(2)
 
     def curvature(
-        self,
-        gates: Tensor,
-        states: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-        results: Sequence[Tensor],
-    ) -> tuple[Tensor | None, ...]:
+        self, gates: Tensor, states: Tensors, cotangents: Tensors
+    ) -> tuple[Tensor, ...]:
         h = states[0][:-1]
         m = gates[:, :, 2]
         r, z, n = _gru_gates(gates)
         dr, dz, dn = r * (1 - r), z * (1 - z), 1 - n * n
         of_h = cotangents[0][1:]
-        vr, vz, vm, vn = tangents[0].unbind(2)
-        inner = vn + r * vm + m * dr * vr  # of n + r m
-        slope = of_h * (1 - z) * dn
-        change = -of_h * dn * (dz * vz + 2 * (1 - z) * n * inner)  # of slope
-        by_z = of_h * dz * ((1 - 2 * z) * vz * (h - n) + tangents[1][:-1] - dn * inner)
-        by_r = dr * (change * m + slope * ((1 - 2 * r) * vr * m + vm))
-        by_gates = [by_r, by_z, change * r + slope * dr * vr, change]
-        return torch.stack(by_gates, 2), _at_start(of_h * dz * vz)
+        zz, zh, zn = of_h * dz * (1 - 2 * z) * (h - n), of_h * dz, -of_h * dz * dn
+        nn, rm = -2 * of_h * (1 - z) * n * dn, of_h * (1 - z) * dn * dr
+        return r, m * dr, zz, zh, zn, nn, rm * (1 - 2 * r) * m, rm
+
+    def bend(
+        self, curvature: Tensors, tangents: Tensors, after: Tensors
+    ) -> tuple[Tensor | None, ...]:
+        by_m, by_r, zz, zh, zn, nn, rr, rm = curvature
+        r, z, m, n = tangents[0].unbind(2)
+        n = n + by_m * m + by_r * r  # in all that the candidate is made of
+        change = zn * z + nn * n
+        by_gates = [
+            by_r * change + rr * r + rm * m,
+            zz * z + zh * tangents[1][:-1] + zn * n,
+            by_m * change + rm * r,
+            change,
+        ]
+        by_h = zh * z
+        return torch.stack(by_gates, 2), _joined(by_h, by_h.new_zeros(by_h.shape))
 
 
 class Tanh(Cell):
     r""":math:`h_t = \tanh a_t`."""
 
-    def step(self, gates: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def step(self, gates: Tensor, before: Tensors, after: Tensors) -> None:
         torch.tanh(gates[:, 0], out=after[0])
 
-    def jacobians(self, gates: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def jacobians(self, gates: Tensor, states: Tensors) -> Tensor:
         return (1 - states[0][1:].square()).unflatten(-1, (1, 1, -1))
 
     def curvature(
-        self,
-        gates: Tensor,
-        states: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-        results: Sequence[Tensor],
-    ) -> tuple[Tensor | None, ...]:
+        self, gates: Tensor, states: Tensors, cotangents: Tensors
+    ) -> tuple[Tensor, ...]:
         h = gates.tanh()
-        slope = (1 - h * h) * cotangents[0][1:].unsqueeze(2)
-        return -2 * h * slope * tangents[0], None
+        return (-2 * h * (1 - h * h) * cotangents[0][1:].unsqueeze(2),)
+
+    def bend(
+        self, curvature: Tensors, tangents: Tensors, after: Tensors
+    ) -> tuple[Tensor | None, ...]:
+        return curvature[0] * tangents[0], None
 
 
 class ReLU(Cell):
     r""":math:`h_t = \max(a_t, 0)`."""
 
-    def step(self, gates: Tensor, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    def step(self, gates: Tensor, before: Tensors, after: Tensors) -> None:
         torch.clamp(gates[:, 0], min=0, out=after[0])
 
-    def jacobians(self, gates: Tensor, states: Sequence[Tensor]) -> Tensor:
+    def jacobians(self, gates: Tensor, states: Tensors) -> Tensor:
         return (gates > 0).to(gates.dtype).unsqueeze(2)
 
     def curvature(
-        self,
-        gates: Tensor,
-        states: Sequence[Tensor],
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensor],
-        results: Sequence[Tensor],
+        self, gates: Tensor, states: Tensors, cotangents: Tensors
+    ) -> tuple[Tensor, ...]:
+        return ()
+
+    def bend(
+        self, curvature: Tensors, tangents: Tensors, after: Tensors
     ) -> tuple[Tensor | None, ...]:
         return None, None
 
@@ -236,9 +244,6 @@ def _gru_gates(gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return r, z, torch.addcmul(gates[:, :, 3], r, gates[:, :, 2]).tanh()
 
 
-def _at_start(x: Tensor) -> Tensor:
-    return F.pad(x, (0, 0, 0, 0, 0, 1))
-
-
-def _at_end(x: Tensor) -> Tensor:
-    return F.pad(x, (0, 0, 0, 0, 1, 0))
+def _joined(before: Tensor, after: Tensor) -> Tensor:
+    """Add what concerns the states before and after each step, ``(T + 1, ...)``."""
+    return torch.cat([before[:1], before[1:] + after[:-1], after[-1:]])

@@ -6,13 +6,14 @@ The derivatives of a trajectory are linear recurrences, :math:`\dot a_t = \dot u
 three calls a step, whatever the number of vectors; all else is done for all steps at once.
 
 A kernel works in one tensor of shape ``(T + 1, B, K, blocks, H)`` for ``K`` vectors: row
-``t`` has the states before step ``t`` and its gates. So what multiplies ``J_t`` lies side by
-side, and so do the gates that ``W`` drives.
+``t`` has the states before step ``t`` and its gates. So what multiplies ``J_t`` lies side
+by side, and so do the gates that ``W`` drives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -130,19 +131,34 @@ def _run(kernel: Any, cell: Cell, args: tuple) -> tuple[Tensor, ...]:
 # ---------------------------------------------------------------------------- Functions
 
 
-class Trajectory(Function):
-    """Gates of all steps and states before, between and after them.
+def states_of(
+    cell: Cell, weight: Tensor, drive: Tensor, initial: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """States before, between and after all steps, each ``(T + 1, B, H)``.
 
-    Called with a cell, the weight ``(driven * H, H)``, what drives the gates otherwise,
-    ``(T, B, G, H)``, and the initial states, each ``(B, H)``.
+    Parameters
+    ----------
+    cell
+        What happens in a step.
+    weight
+        Multiplies the hidden state, shape ``(driven * H, H)``.
+    drive
+        What the gates are otherwise, ``(T, B, G, H)``.
+    initial
+        States before the first step, each ``(B, H)``.
     """
+    return _Trajectory.apply(cell, weight, drive, *initial)[1:-1]
+
+
+class _Trajectory(Function):
+    """Gates of all steps, all states, and the Jacobians of the steps."""
 
     @staticmethod
     def forward(cell: Cell, weight: Tensor, drive: Tensor, *initial: Tensor) -> tuple:
         gates = drive.clone(memory_format=torch.contiguous_format)
         states = [s.new_empty((len(drive) + 1, *s.shape)) for s in initial]
         driven = gates[:, :, : len(weight) // weight.shape[1]].flatten(2).unbind()
-        before = [s[0].copy_(s0) for s, s0 in zip(states, initial, strict=True)]
+        before = tuple(s[0].copy_(s0) for s, s0 in zip(states, initial, strict=True))
         transposed = weight.T.contiguous()
         later = zip(*(s[1:].unbind() for s in states), strict=True)
         for a, part, after in zip(gates.unbind(), driven, later, strict=True):
@@ -162,92 +178,113 @@ class Trajectory(Function):
     @staticmethod
     def backward(ctx: Any, *sources: Tensor | None) -> tuple:
         weight, gates, *states, jacobians = ctx.saved_tensors
+        if all(x is None for x in sources):
+            return (None,) * len(ctx.is_tensor)
         args = (weight, jacobians, gates, *states, *sources[:-1])
         of_gates, *of_states = call(_Pull, ctx.cell, *args)
-        _, want_weight, _, *want_initial = wanted(ctx)
-        by_weight = None
-        if want_weight:
-            by_weight = _outer(weight, of_gates, states[0])
-        by_initial = [
-            s[0] if want else None for s, want in zip(of_states, want_initial, strict=True)
-        ]
-        return None, by_weight, of_gates, *by_initial
+        by_weight = _outer(weight, of_gates, states[0]) if wanted(ctx)[1] else None
+        return _as_wanted(ctx, None, by_weight, of_gates, *(s[0] for s in of_states))
 
 
-class _Recurrence(Function):
-    """What :class:`_Pull` and :class:`_Push` have in common.
+class _Pull(Function):
+    """Cotangents of gates and states, backward in time.
 
-    Called with a cell, the weight, the Jacobians, gates and states of the trajectory, and
-    sources of both, with which the result is linear.
+    Called with a cell, the point (the weight, the Jacobians, gates and states of the
+    trajectory), and sources of gates and states, in which the result is linear.
     """
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        note_tensors(ctx, inputs)
-        ctx.set_materialize_grads(False)
-        ctx.cell = cell = inputs[0]
-        ctx.save_for_backward(*inputs[1 : 4 + cell.states], *inputs[-cell.states:], *output)
-
-
-class _Pull(_Recurrence):
-    """Cotangents, backward in time."""
 
     @staticmethod
     def forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
         return _run(pull, cell, args)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        note_tensors(ctx, inputs)
+        ctx.set_materialize_grads(False)
+        ctx.cell, *args = inputs
+        ctx.curvature = None
+        ctx.save_for_backward(*args[: -len(output)], *output)
+
+    @staticmethod
     def backward(ctx: Any, *sources: Tensor | None) -> tuple:
-        point, _, cotangents = _parts(ctx)
+        if all(x is None for x in sources):
+            return (None,) * len(ctx.is_tensor)
+        saved = ctx.saved_tensors
+        point, cotangents = saved[: -len(sources)], saved[-len(sources) :]
         tangents = call(_Push, ctx.cell, *point, *sources)
-        bars = _by_trajectory(ctx, point, cotangents, tangents, sources[1:])
-        return _as_wanted(ctx, None, *bars, *tangents)
+
+        def curvature() -> tuple[Tensor, ...]:
+            if torch.is_grad_enabled():
+                return _curvature(ctx.cell, point, cotangents)
+            if ctx.curvature is None:  # the same in all products
+                ctx.curvature = _curvature(ctx.cell, point, cotangents)
+            return ctx.curvature
+
+        by_point = _by_point(ctx, curvature, point, cotangents, tangents, sources[1:])
+        return _as_wanted(ctx, None, *by_point, *tangents)
 
 
-class _Push(_Recurrence):
-    """Tangents, forward in time."""
+class _Push(Function):
+    """Tangents of gates and states, forward in time. Called as :class:`_Pull` is."""
 
     @staticmethod
     def forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
         return _run(push, cell, args)
 
     @staticmethod
-    def backward(ctx: Any, *sources: Tensor | None) -> tuple:
-        point, of_states, tangents = _parts(ctx)
-        cotangents = call(_Pull, ctx.cell, *point, *sources)
-        bars = _by_trajectory(ctx, point, cotangents, tangents, of_states)
-        return _as_wanted(ctx, None, *bars, *cotangents)
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        note_tensors(ctx, inputs)
+        ctx.set_materialize_grads(False)
+        ctx.cell, *args = inputs
+        ctx.save_for_backward(*args, *output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple:
+        if all(x is None for x in cotangents):
+            return (None,) * len(ctx.is_tensor)
+        saved, count = ctx.saved_tensors, len(cotangents)
+        point, tangents = saved[: -2 * count], saved[-count:]
+        sources = saved[-2 * count : -count]
+        pulled = call(_Pull, ctx.cell, *point, *cotangents)
+        curvature = partial(_curvature, ctx.cell, point, pulled)
+        by_point = _by_point(ctx, curvature, point, pulled, tangents, sources[1:])
+        return _as_wanted(ctx, None, *by_point, *pulled)
 
 
-def _parts(ctx: Any) -> tuple[tuple, tuple, tuple]:
-    """The trajectory, the sources of the states, and the result."""
-    saved, count = ctx.saved_tensors, ctx.cell.states
-    return saved[: 3 + count], saved[3 + count : -1 - count], saved[-1 - count :]
+def _as_wanted(ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
+    wants = wanted(ctx)
+    return tuple(d if want else None for d, want in zip(derivatives, wants, strict=True))
 
 
-def _as_wanted(ctx: Any, *bars: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(b if want else None for b, want in zip(bars, wanted(ctx), strict=True))
+def _curvature(cell: Cell, point: tuple, cotangents: tuple) -> tuple[Tensor, ...]:
+    _, _, gates, *states = point
+    return cell.curvature(gates, states, cotangents[1:])
 
 
-def _by_trajectory(
-    ctx: Any, point: tuple, cotangents: tuple, tangents: tuple, of_states: Sources
+def _by_point(
+    ctx: Any,
+    curvature: Callable[[], tuple[Tensor, ...]],
+    point: tuple,
+    cotangents: tuple,
+    tangents: tuple,
+    of_states: Sources,
 ) -> tuple[Tensor | None, ...]:
-    """Derivatives with respect to the weight, the Jacobians, the gates and the states."""
-    weight, _, gates, *states = point
+    """Derivatives of what cotangents and tangents have in common, if they are wanted."""
     _, want_weight, _, *wants = wanted(ctx)
-    bars: tuple[Tensor | None, ...] = (None,) * (1 + len(states))
-    if any(wants[: len(bars)]):
-        results = [
+    by_trajectory: tuple[Tensor | None, ...] = (None,) * len(cotangents)
+    if any(wants[: len(cotangents)]):
+        after = [
             (v if source is None else v - source)[1:]
             for v, source in zip(tangents[1:], of_states, strict=True)
         ]
-        bars = ctx.cell.curvature(gates, states, cotangents[1:], tangents, results)
+        by_trajectory = ctx.cell.bend(curvature(), tangents, after)
+    weight = point[0]
     by_weight = _outer(weight, cotangents[0], tangents[1]) if want_weight else None
-    return by_weight, None, *bars
+    return by_weight, None, *by_trajectory
 
 
 def _outer(weight: Tensor, gates: Tensor, hidden: Tensor) -> Tensor:
     """Sum over the steps of the outer products of driven gates and hidden states."""
     rows, size = weight.shape
     driven = gates.narrow(2, 0, rows // size).reshape(-1, rows)
-    return driven.T @ hidden[:-1].reshape(-1, size)
+    return torch.mm(driven.T, hidden[:-1].reshape(-1, size))

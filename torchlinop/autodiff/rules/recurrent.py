@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from torchlinop.autodiff.rules.cells import GRU, LSTM, Cell, ReLU, Tanh
 from torchlinop.autodiff.rules.functions import EXACT, Rules
-from torchlinop.autodiff.rules.recurrences import Trajectory
+from torchlinop.autodiff.rules.recurrences import states_of
 
 
 def _without_fused_kernels(func: Callable) -> Callable:
@@ -97,7 +97,7 @@ def _drive(x: Tensor, cell: Cell, weight: Tensor, biases: Sequence[Tensor]) -> T
     m = x.new_zeros(size)
     if biases:
         rz, m = biases[1].split((2 * size, size))
-        bias = biases[0] + F.pad(rz, (0, size))
+        bias = biases[0] + torch.cat([rz, m.new_zeros(size)])
     parts = F.linear(x, weight, bias).split((2 * size, size), -1)
     drive = torch.cat([parts[0], m.expand(parts[1].shape), parts[1]], -1)
     return drive.unflatten(-1, (4, -1))
@@ -116,7 +116,7 @@ def _layer(
         zip(parameters, initial, strict=True)
     ):
         drive = _drive(steps.reversed(x) if i else x, cell, weight, biases)
-        _, *trajectory = Trajectory.apply(cell, recurrent, drive, *states)[:-1]
+        trajectory = states_of(cell, recurrent, drive, states)
         finals.append([steps.last(s) for s in trajectory])
         h = trajectory[0][1:]
         outputs.append(steps.reversed(h) if i else h)
@@ -130,9 +130,9 @@ def _by_recurrences(func: Callable, cell: Cell) -> Callable:
         if kwargs or len(args) != 9 or not torch.is_grad_enabled():
             return explicit(*args, **kwargs)
         if is_packed := isinstance(args[3], (list, tuple)):
-            x, batch_sizes, hx, parameters, biases, layers, dropout, train, both = args
+            x, batch_sizes, hx, parameters, biases, _, dropout, train, both = args
         else:
-            x, hx, parameters, biases, layers, dropout, train, both, batch_first = args
+            x, hx, parameters, biases, _, dropout, train, both, batch_first = args
         hx = [hx] if isinstance(hx, Tensor) else hx
         if not _are_covered(x, hx, parameters, cell):
             return explicit(*args)
