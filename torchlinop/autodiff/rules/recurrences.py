@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, _add_batch_dim, _remove_batch_dim
 from torch.autograd import Function
 
@@ -174,6 +175,22 @@ class _Trajectory(Function):
         ctx.mark_non_differentiable(output[-1])
         ctx.cell, weight, *_ = inputs
         ctx.save_for_backward(weight, *output)
+        ctx.save_for_forward(weight, *output)
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, of_weight: Any, of_drive: Any, *of_initial: Any) -> tuple:
+        weight, gates, *states, jacobians = ctx.saved_tensors
+        source = of_drive
+        if of_weight is not None:
+            term = F.linear(states[0][:-1], of_weight).unflatten(-1, (-1, weight.shape[1]))
+            term = F.pad(term, (0, 0, 0, gates.shape[2] - term.shape[2]))
+            source = term if source is None else source + term
+        later = (0, 0, 0, 0, 0, len(gates))
+        of_states = [
+            None if s is None else F.pad(s.unsqueeze(0), later) for s in of_initial
+        ]
+        point = (weight, jacobians, gates, *states)
+        return *call(_Push, ctx.cell, *point, source, *of_states), None
 
     @staticmethod
     def backward(ctx: Any, *sources: Tensor | None) -> tuple:

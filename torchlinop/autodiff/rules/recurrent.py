@@ -16,7 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchlinop.autodiff.rules.cells import GRU, LSTM, Cell, ReLU, Tanh
-from torchlinop.autodiff.rules.functions import EXACT, Rules
+from torchlinop.autodiff.rules.functions import (
+    EXACT,
+    Rules,
+    in_transform,
+    is_differentiated,
+)
 from torchlinop.autodiff.rules.recurrences import states_of
 
 
@@ -123,11 +128,11 @@ def _layer(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1), finals
 
 
-def _by_recurrences(func: Callable, cell: Cell) -> Callable:
+def _by_recurrences(func: Callable, cell: Cell, is_used: Callable[[], bool]) -> Callable:
     explicit = _without_fused_kernels(func)
 
     def rule(*args: Any, **kwargs: Any) -> Any:
-        if kwargs or len(args) != 9 or not torch.is_grad_enabled():
+        if kwargs or len(args) != 9 or in_transform() or not is_used():
             return explicit(*args, **kwargs)
         if is_packed := isinstance(args[3], (list, tuple)):
             x, batch_sizes, hx, parameters, biases, _, dropout, train, both = args
@@ -168,9 +173,8 @@ def _are_covered(
     """Whether the derivatives are written by hand for these."""
     tensors = [x, *states, *parameters]
     return (
-        forward_ad._current_level < 0
-        and all(type(t) in (Tensor, nn.Parameter) for t in tensors)
-        and any(t.requires_grad for t in tensors)
+        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and is_differentiated(*tensors)
         and x.dtype in EXACT
         and all(t.dtype == x.dtype for t in tensors)
         and x.numel() > 0
@@ -180,11 +184,24 @@ def _are_covered(
     )
 
 
+def _in_forward_mode() -> bool:
+    return forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()
+
+
+def _in_reverse_mode() -> bool:
+    return forward_ad._current_level < 0 and torch.is_grad_enabled()
+
+
 _FUNCTIONS: dict[Callable, Cell] = {
     torch.lstm: LSTM(),
     torch.gru: GRU(),
     torch.rnn_tanh: Tanh(),
     torch.rnn_relu: ReLU(),
 }
-CORRECTIONS: Rules = {func: _without_fused_kernels(func) for func in _FUNCTIONS}
-RULES: Rules = {func: _by_recurrences(func, cell) for func, cell in _FUNCTIONS.items()}
+#: in forward mode torch has no fused kernels either, and the explicit cells are as slow
+CORRECTIONS: Rules = {
+    func: _by_recurrences(func, cell, _in_forward_mode) for func, cell in _FUNCTIONS.items()
+}
+RULES: Rules = {
+    func: _by_recurrences(func, cell, _in_reverse_mode) for func, cell in _FUNCTIONS.items()
+}
