@@ -199,8 +199,9 @@ class _Trajectory(Function):
             return (None,) * len(ctx.is_tensor)
         args = (weight, jacobians, gates, *states, *sources[:-1])
         of_gates, *of_states = call(_Pull, ctx.cell, *args)
-        by_weight = _outer(weight, of_gates, states[0]) if wanted(ctx)[1] else None
-        return _as_wanted(ctx, None, by_weight, of_gates, *(s[0] for s in of_states))
+        wants = wanted(ctx)
+        by_weight = _outer(weight, of_gates, states[0]) if wants[1] else None
+        return _as_wanted(wants, None, by_weight, of_gates, *(s[0] for s in of_states))
 
 
 class _Pull(Function):
@@ -237,8 +238,11 @@ class _Pull(Function):
                 ctx.curvature = _curvature(ctx.cell, point, cotangents)
             return ctx.curvature
 
-        by_point = _by_point(ctx, curvature, point, cotangents, tangents, sources[1:])
-        return _as_wanted(ctx, None, *by_point, *tangents)
+        wants = wanted(ctx)
+        by_point = _by_point(
+            ctx.cell, wants, curvature, point, cotangents, tangents, sources[1:]
+        )
+        return _as_wanted(wants, None, *by_point, *tangents)
 
 
 class _Push(Function):
@@ -264,12 +268,14 @@ class _Push(Function):
         sources = saved[-2 * count : -count]
         pulled = call(_Pull, ctx.cell, *point, *cotangents)
         curvature = partial(_curvature, ctx.cell, point, pulled)
-        by_point = _by_point(ctx, curvature, point, pulled, tangents, sources[1:])
-        return _as_wanted(ctx, None, *by_point, *pulled)
+        wants = wanted(ctx)
+        by_point = _by_point(
+            ctx.cell, wants, curvature, point, pulled, tangents, sources[1:]
+        )
+        return _as_wanted(wants, None, *by_point, *pulled)
 
 
-def _as_wanted(ctx: Any, *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
-    wants = wanted(ctx)
+def _as_wanted(wants: list[bool], *derivatives: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(d if want else None for d, want in zip(derivatives, wants, strict=True))
 
 
@@ -279,7 +285,8 @@ def _curvature(cell: Cell, point: tuple, cotangents: tuple) -> tuple[Tensor, ...
 
 
 def _by_point(
-    ctx: Any,
+    cell: Cell,
+    wants: list[bool],
     curvature: Callable[[], tuple[Tensor, ...]],
     point: tuple,
     cotangents: tuple,
@@ -287,14 +294,14 @@ def _by_point(
     of_states: Sources,
 ) -> tuple[Tensor | None, ...]:
     """Derivatives of what cotangents and tangents have in common, if they are wanted."""
-    _, want_weight, _, *wants = wanted(ctx)
+    _, want_weight, _, *want_trajectory = wants[: 3 + len(cotangents)]
     by_trajectory: tuple[Tensor | None, ...] = (None,) * len(cotangents)
-    if any(wants[: len(cotangents)]):
+    if any(want_trajectory):
         after = [
             (v if source is None else v - source)[1:]
             for v, source in zip(tangents[1:], of_states, strict=True)
         ]
-        by_trajectory = ctx.cell.bend(curvature(), tangents, after)
+        by_trajectory = cell.bend(curvature(), tangents, after)
     weight = point[0]
     by_weight = _outer(weight, cotangents[0], tangents[1]) if want_weight else None
     return by_weight, None, *by_trajectory
