@@ -2,7 +2,7 @@
 
 Those of GPUs have no second derivative. Those of CPUs have (torch 2.13), but products
 through the graph of the explicit cells are faster, and vectorized. Faster by far are
-products whose recurrences are written by hand.
+recurrences that are written by hand: those of LSTMs without projections, GRUs and RNNs.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _by_recurrences(func: Callable, cell: Cell, is_used: Callable[[], bool]) -> 
         else:
             x, hx, parameters, biases, _, dropout, train, both, batch_first = args
         hx = [hx] if isinstance(hx, Tensor) else hx
-        if not _are_covered(x, hx, parameters, cell):
+        if not _are_covered(x, hx, parameters, cell) or x.ndim != (2 if is_packed else 3):
             return explicit(*args)
         steps = _Steps()
         if is_packed:
@@ -198,7 +198,7 @@ _FUNCTIONS: dict[Callable, Cell] = {
     torch.rnn_tanh: Tanh(),
     torch.rnn_relu: ReLU(),
 }
-#: in forward mode torch has no fused kernels either, and the explicit cells are as slow
+#: in forward mode torch has no fused kernels, and the explicit cells are as slow
 CORRECTIONS: Rules = {
     func: _by_recurrences(func, cell, _in_forward_mode) for func, cell in _FUNCTIONS.items()
 }
