@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from torchlinop import GGNLinearOperator, HessianLinearOperator, JacobianLinearOperator
 from torchlinop.autodiff.graphs import edges_of, nodes_between
+from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.autodiff.replay import record
 from torchlinop.autodiff.replay.recording import record_calls
 from torchlinop.autodiff.rules import SecondOrderRules
@@ -207,13 +208,18 @@ def names_behind(output):
     return [type(node).__name__ for node in nodes_between(edges_of(output))]
 
 
+def hand_written(model):
+    """How many layers and directions are to be recurrences."""
+    if getattr(model.body, "proj_size", 0) or len(model.lengths) == 5:
+        return 0
+    return model.body.num_layers * (1 + model.body.bidirectional)
+
+
 def test_recurrences_are_used_where_they_are_written(network):
     model, *_, [(x, _)] = problem(network)
     with SecondOrderRules():
         names = names_behind(model(x))
-    covered = getattr(model.body, "proj_size", 0) == 0 and len(model.lengths) < 5
-    count = model.body.num_layers * (1 + model.body.bidirectional)
-    assert names.count("_TrajectoryBackward") == (count if covered else 0)
+    assert names.count("_TrajectoryBackward") == hand_written(model)
 
 
 def test_values_are_those_of_torch(network):
@@ -221,6 +227,23 @@ def test_values_are_those_of_torch(network):
     with SecondOrderRules():
         value = model(x)
     torch.testing.assert_close(value, model(x), rtol=1e-14, atol=1e-14)
+
+
+def test_forward_mode(network):
+    model, _, params, [(x, _)] = problem(network)
+
+    def function(values):
+        values = dict(zip(params, values, strict=True))
+        return torch.func.functional_call(model, values, (x,))
+
+    leaves = list(params.values())
+    v = [torch.randn_like(p) for p in leaves]
+    value, tangent = forward_derivative(function, leaves, v)
+    assert names_behind(value).count("_TrajectoryBackward") == hand_written(model)
+    u = torch.zeros_like(value).requires_grad_()
+    pulled = torch.autograd.grad(model(x), leaves, u, create_graph=True)
+    expected = torch.autograd.grad(pulled, u, v)[0]
+    torch.testing.assert_close(tangent, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
