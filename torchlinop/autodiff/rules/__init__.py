@@ -35,6 +35,9 @@ function            what changes
 ``gelu``, ``silu``, the factors :math:`f'(x)` and :math:`g f''(x)` are computed once
 ``tanh``,           and kept
 ``sigmoid``
+``lstm``, ``gru``,  tangents and cotangents of all steps are each one loop of two or three
+``rnn_tanh``,       kernels a step, and products with weights are made for all steps at
+``rnn_relu``        once (also in forward mode)
 ==================  =============================================================
 
 Every rule stays differentiable to any order, so a function that itself contains

@@ -35,6 +35,7 @@ _RULES: Rules = {
     **convolutions.RULES,
     **normalizations.RULES,
     **pointwise.RULES,
+    **recurrent.RULES,
 }
 
 
