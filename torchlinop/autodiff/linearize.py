@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchlinop.autodiff.backward import backward, with_zeros
-from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
 from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -162,7 +161,7 @@ def forward_derivative(
     ``draws``: whether it may take Python's or NumPy's random numbers.
     """
     evaluating = recording(parameters[0].device, rules=False, draws=draws)
-    with evaluating, _constants_without_gradients(), forward_ad.dual_level():
+    with evaluating, forward_ad.dual_level():
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             duals = [
                 forward_ad.make_dual(p, t.to(p.dtype))
@@ -170,27 +169,6 @@ def forward_derivative(
             ]
         value, tangent = forward_ad.unpack_dual(function(duals))
     return value, torch.zeros_like(value) if tangent is None else tangent.detach()
-
-
-class _ForwardGradients(InterruptibleMode):
-    """Turns forward mode on and off with gradients, which torch does not."""
-
-    def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Call a torch function."""
-        result = func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
-            torch._C._set_fwd_grad_enabled(*args)
-        return result
-
-
-@contextmanager
-def _constants_without_gradients() -> Iterator[None]:
-    before = torch._C._is_fwd_grad_enabled()
-    try:
-        with in_force(_ForwardGradients()):
-            yield
-    finally:
-        torch._C._set_fwd_grad_enabled(before)
 
 
 #: whether this thread's graphs save what they need in other memory

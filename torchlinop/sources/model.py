@@ -83,7 +83,7 @@ class ModelOnData:
         self._facts = list(facts)
         self._watch: Watch | None = None
         self.looks = 0
-        self.draws = True
+        self._draws = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the watch behind: a copy looks anew."""
@@ -145,6 +145,14 @@ class ModelOnData:
             # buffers may be written to: running statistics, counters
             constants |= {id(b): self._whole(b).clone() for b in model.buffers()}
         return with_tensors(model, constants | chosen)
+
+    def draws(self, batch: Batch) -> bool:
+        """Whether Python's or NumPy's random numbers may be drawn in an evaluation.
+
+        The last look has shown that for the first batch.
+        """
+        first = batch.position == 0 and not batch.joined and not self.batches.shuffles
+        return self._draws or not first
 
     def require_unchanged(self, batch: Batch) -> None:
         """Without a loss all batches count alike."""
@@ -289,7 +297,7 @@ class ModelOnData:
         with EXCLUSIVE:
             self.batches.accept(look.survey)
             self._watch = look.watch
-            self.draws = look.draws
+            self._draws = look.draws
             self.looks += 1
 
     def _prediction(self, batch: Batch) -> dict[str, Tensor]:

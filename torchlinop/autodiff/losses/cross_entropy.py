@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 
 from torchlinop._typing import Reduction
 from torchlinop.autodiff.losses.loss_function import (
-    ClosedFormGradient,
     HessianProduct,
     LikelihoodLoss,
     closed_form,
@@ -72,8 +71,7 @@ class CrossEntropy(LikelihoodLoss):
         if target.is_floating_point():
             mass, kept = target.to(prediction), None
         else:
-            kept = (target != self.ignore_index).unsqueeze(dim)
-            index = target.long().unsqueeze(dim).where(kept, 0)
+            index, kept = self._indexed(prediction, target)
             mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
         if self.label_smoothing:
             smoothing = self.label_smoothing
@@ -101,39 +99,42 @@ class CrossEntropy(LikelihoodLoss):
                 f"The class weight has shape {tuple(self.weight.shape)}, the prediction "
                 f"{classes} classes."
             )
-        if not target.is_floating_point():
-            kept = target[target != self.ignore_index]
-            if kept.numel() and not 0 <= kept.min() <= kept.max() < classes:
-                raise ValueError(
-                    f"Targets lie between {int(kept.min())} and {int(kept.max())}, but "
-                    f"the prediction has {classes} classes, 0 to {classes - 1}."
-                )
 
     def _indexed(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Return the class of each row, 0 if it is ignored, and whether it is not."""
         dim = _class_dimension(prediction)
         self._check_target(prediction, target, dim % prediction.ndim)
         kept = (target != self.ignore_index).unsqueeze(dim)
-        return target.long().unsqueeze(dim).where(kept, 0), kept
+        index = target.long().unsqueeze(dim).where(kept, 0)
+        if index.numel():
+            classes = prediction.shape[dim]
+            least, most = map(int, torch.aminmax(index))
+            if not 0 <= least <= most < classes:
+                raise ValueError(
+                    f"Targets lie between {least} and {most}, but the prediction has "
+                    f"{classes} classes, 0 to {classes - 1}."
+                )
+        return index, kept
 
     @closed_form
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
         dim = _class_dimension(prediction)
-        p = torch.softmax(prediction.detach(), dim)
+        p = torch.softmax(prediction, dim)
+        # what is subtracted is a constant, which needs no node in the graph
         if target.is_floating_point() or self.label_smoothing:
             mass = scale * self._target_mass(prediction.detach(), target)
-            total = mass.sum(dim, keepdim=True)
-            gradient = (p * total).sub_(mass)
+            gradient = p * mass.sum(dim, keepdim=True)
+            gradient.detach().sub_(mass)
         else:  # no tensor of that size for the one class
             index, kept = self._indexed(prediction, target)
             total = scale * kept.to(p)
             if self.weight is not None:
                 total = total * self.weight.to(p)[index]
-            gradient = (p * total).scatter_add_(dim, index, -total)
-        product = partial(_times_softmax_hessian, p, total, dim)
-        return ClosedFormGradient.apply(prediction, gradient, product)
+            gradient = p * total
+            gradient.detach().scatter_add_(dim, index, -total)
+        return gradient
 
     @closed_form
     def hessian_product(
