@@ -135,7 +135,7 @@ class _Copy:
 
     def __call__(self, value: Any) -> Any:
         kind = type(value)
-        if kind in _ATOMS:
+        if kind in _ATOMS or (kind in _CONTAINERS and not value):
             return value
         if id(value) in self._copies:
             return self._copies[id(value)]
@@ -144,7 +144,7 @@ class _Copy:
             if isinstance(value, nn.Module):
                 return self._module(value)
             return self._replacements.get(id(value), value)
-        if (kind in _CONTAINERS and not value) or not self._refers(value):
+        if not self._refers(value):
             return value
         self._copies[id(value)] = copied = copy(self, value)
         return copied
@@ -174,12 +174,12 @@ class _Copy:
             kind, state = _without_sharding(kind, state)
         copied = object.__new__(kind)
         self._copies[id(module)] = copied  # its parts may refer to it
-        new = {k: v if type(v) in _ATOMS else self(v) for k, v in state.items()}
-        for name in _OWN:  # a forward pass may write into them
-            if name in state and new[name] is state[name]:
-                new[name] = state[name].copy()
+        new = vars(copied)
+        for name, value in state.items():
+            part = value if type(value) in _ATOMS else self(value)
+            # a forward pass may write into what belongs to the module
+            new[name] = value.copy() if part is value and name in _OWN else part
         new["_compiled_call_impl"] = None  # of module.compile()
-        vars(copied).update(new)
         for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
             with contextlib.suppress(AttributeError):  # an empty one
                 value = object.__getattribute__(module, name)
@@ -259,7 +259,7 @@ def _of_fsdp(hook: Any) -> bool:
 #: types that refer to nothing if they are empty
 _CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
 #: where a module keeps what belongs to it: parameters, buffers, modules, hooks
-_OWN = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
+_OWN = frozenset(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
 #: where torch.compile keeps the function that it was given
 _COMPILED = "_torchdynamo_orig_callable"
 

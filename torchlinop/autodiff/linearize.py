@@ -245,7 +245,8 @@ _SAVED_NAMES: dict[type, list[str]] = {}
 
 def _saved_names(kind: type, node: object) -> list[str]:
     if kind not in _SAVED_NAMES:
-        raw = [n for n in dir(node) if n.startswith("_saved_")]
-        names = raw + (["saved_tensors"] if hasattr(kind, "saved_tensors") else [])
-        _SAVED_NAMES[kind] = names
+        # what is no tensor, such as sizes, has no raw name
+        raw = [name for name in dir(node) if name.startswith("_raw_saved_")]
+        written = hasattr(kind, "saved_tensors")  # in Python
+        _SAVED_NAMES[kind] = ["saved_tensors"] if written else [name[4:] for name in raw]
     return _SAVED_NAMES[kind]
