@@ -161,13 +161,17 @@ def forward_derivative(
     ``draws``: whether it may take Python's or NumPy's random numbers.
     """
     evaluating = recording(parameters[0].device, rules=False, draws=draws)
-    with evaluating, forward_ad.dual_level():
+    forward_ad._maybe_load_decompositions()
+    with evaluating, forward_ad.dual_level() as level:
+        # not by forward_ad's functions, which take ten microseconds a parameter
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             duals = [
-                forward_ad.make_dual(p, t.to(p.dtype))
+                torch._VF._make_dual(p, t.to(p.dtype), level=level)
                 for p, t in zip(parameters, v, strict=True)
             ]
-        value, tangent = forward_ad.unpack_dual(function(duals))
+        value = function(duals)
+        with torch._C.DisableTorchFunction():
+            value, tangent = torch._VF._unpack_dual(value, level=level)
     return value, torch.zeros_like(value) if tangent is None else tangent.detach()
 
 
