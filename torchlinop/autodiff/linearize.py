@@ -82,12 +82,14 @@ class JacobianProducts:
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
         self._set_output(output, parameters)
-        # all zeros, as one number
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._cotangent = zero.expand(self.shape).requires_grad_()
         self._pullback: list[GradientEdge] = []
         self._active: list[int] = []
-        if self._output is not None:
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            # all zeros, as one number
+            zero = torch.zeros((), dtype=self.dtype, device=self.device)
+            self._cotangent = zero.expand(self.shape).requires_grad_()
+            if self._output is None:
+                return
             pullback = backward(
                 [output], self._parameters, [self._cotangent], create_graph=True
             )
@@ -95,12 +97,14 @@ class JacobianProducts:
                 if z is not None and z.requires_grad:
                     self._active.append(i)
                     self._pullback.append(get_gradient_edge(z))
-            self.graph += self._pullback
+        self.graph += self._pullback
 
     def _set_output(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
         self._parameters = tuple(parameters)
-        self._output = get_gradient_edge(output) if output.requires_grad else None
+        with torch._C.DisableTorchFunction():  # a mode would see what is read
+            self.shape, self.dtype = output.shape, output.dtype
+            self.device = output.device
+            self._output = get_gradient_edge(output) if output.requires_grad else None
         self.graph = [] if self._output is None else [self._output]
 
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:

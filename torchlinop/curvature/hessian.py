@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
@@ -136,7 +137,9 @@ class _BatchHessian:
     ) -> tuple[HessianProduct, list[str]]:
         """The product with the batch's Hessian, and the Functions to be checked."""
         output, slope = self._source.differential(leaves, batch)
-        if not output.requires_grad:
+        with torch._C.DisableTorchFunction():  # a mode would see the question
+            depends = output.requires_grad
+        if not depends:
             return HessianProduct([None] * len(leaves), leaves), []
         require_twice_differentiable([output, slope])
         gradient = backward([output], leaves, [slope], create_graph=True)
