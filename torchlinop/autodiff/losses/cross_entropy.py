@@ -68,8 +68,9 @@ class CrossEntropy(LikelihoodLoss):
             weight = prediction.new_ones(1)
         else:
             weight = self.weight.to(prediction).view(per_class)
+        kept: Tensor | float = 1.0
         if target.is_floating_point():
-            mass, kept = target.to(prediction), 1.0
+            mass = target.to(prediction)
         else:
             index, kept = self._indexed(prediction, target)
             mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
@@ -103,7 +104,8 @@ class CrossEntropy(LikelihoodLoss):
         """Return the class of each row, 0 if it is ignored, and 0 if it is, else 1."""
         dim = _class_dimension(prediction)
         self._check_target(prediction, target, dim % prediction.ndim)
-        index, kept = target.long().unsqueeze(dim), 1.0
+        index = target.long().unsqueeze(dim)
+        kept: Tensor | float = 1.0
         least, most = _limits(index)
         if least <= self.ignore_index <= most:
             kept = (index != self.ignore_index).to(prediction)
