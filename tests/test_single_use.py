@@ -379,10 +379,11 @@ class _Draws(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("kind", [HessianLinearOperator, GGNLinearOperator])
-def test_random_states_are_those_from_before(kind):
+def test_random_states_are_those_from_before(kind, cache):
     model, loss, params, data = classification()
-    A = kind(nn.Sequential(model, _Draws()).eval(), loss, params, data)
+    A = kind(nn.Sequential(model, _Draws()).eval(), loss, params, data, cache=cache)
     before = random.getstate(), np.random.get_state()[1].tobytes(), np.random.get_state()[2]
     A @ np.ones(A.shape[1])
     after = random.getstate(), np.random.get_state()[1].tobytes(), np.random.get_state()[2]

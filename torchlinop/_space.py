@@ -86,7 +86,7 @@ class ParameterSpace:
         if self._needs_cast:
             v = v.to(self.parameter_dtype)
         if v.ndim == 1:
-            pieces = zip(v.split(self.sizes), self.shapes, strict=True)
+            pieces = zip(v.split_with_sizes(self.sizes), self.shapes, strict=True)
             parts = [p if len(s) == 1 else p.reshape(s) for p, s in pieces]
         else:
             k = v.shape[0]

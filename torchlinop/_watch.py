@@ -17,6 +17,7 @@ after a change through ``.data`` there, the owner calls ``refresh()``.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 _LANES = 1021
 #: tensors up to this many bytes are compared as they are
 _EXACT_BYTES = 1 << 16
+_VERSION = operator.attrgetter("_version")
 
 
 class Watch:
@@ -105,8 +107,8 @@ class Watch:
         """Return what differs after a change, but for content. Costs in every product."""
         return [
             *map(len, self._slots),
-            *[t._version for t in self._versioned],
-            *[t.data_ptr() for t in self._placed],
+            *map(_VERSION, self._versioned),
+            *map(Tensor.data_ptr, self._placed),
             *[m.training for m in self._flags],
             *[fact() for fact in self._facts],
         ]

@@ -134,9 +134,9 @@ class _Copy:
         self.alive: list[Any] = []
 
     def __call__(self, value: Any) -> Any:
-        if _is_plain(value):
-            return value
         kind = type(value)
+        if kind in _ATOMS or (kind in _CONTAINERS and not value):
+            return value
         if id(value) in self._copies:
             return self._copies[id(value)]
         copy = _COPIERS.get(kind)
@@ -174,13 +174,12 @@ class _Copy:
             kind, state = _without_sharding(kind, state)
         copied = object.__new__(kind)
         self._copies[id(module)] = copied  # its parts may refer to it
-        new = {k: self(v) for k, v in state.items() if not _is_plain(v)}
-        new = {**state, **new}
-        for name in _OWN:  # a forward pass may write into them
-            if name in state and new[name] is state[name]:
-                new[name] = state[name].copy()
+        new = vars(copied)
+        for name, value in state.items():
+            part = value if type(value) in _ATOMS else self(value)
+            # a forward pass may write into what belongs to the module
+            new[name] = value.copy() if part is value and name in _OWN else part
         new["_compiled_call_impl"] = None  # of module.compile()
-        vars(copied).update(new)
         for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
             with contextlib.suppress(AttributeError):  # an empty one
                 value = object.__getattribute__(module, name)
@@ -257,16 +256,10 @@ def _of_fsdp(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp.")
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a value refers to nothing: most attributes of modules do not."""
-    kind = type(value)
-    return kind in _ATOMS or (kind in _CONTAINERS and not value)
-
-
 #: types that refer to nothing if they are empty
 _CONTAINERS = frozenset({list, dict, OrderedDict, tuple, set})
 #: where a module keeps what belongs to it: parameters, buffers, modules, hooks
-_OWN = tuple(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
+_OWN = frozenset(k for k, v in vars(nn.Module()).items() if isinstance(v, (dict, set)))
 #: where torch.compile keeps the function that it was given
 _COMPILED = "_torchdynamo_orig_callable"
 

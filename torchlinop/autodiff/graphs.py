@@ -32,31 +32,43 @@ def outputs_of(tree: Any) -> list[Output]:
             partial(torch.ones, t.shape, dtype=t.dtype, device=t.device),
         )
         for t in pytree.tree_leaves(tree)
-        if isinstance(t, Tensor)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(t)
-        and t.requires_grad
-        and t.layout == torch.strided
+        if isinstance(t, Tensor) and _has_graph(t)
     ]
+
+
+def _has_graph(tensor: Tensor) -> bool:
+    return (
+        tensor.requires_grad
+        and tensor.layout == torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def nodes_between(
     outputs: Sequence[GradientEdge], inputs: Sequence[GradientEdge] = ()
 ) -> Iterator[Any]:
     """Nodes of the graph from ``outputs`` back to ``inputs``, these not included."""
-    seen: set[Any] = {edge.node for edge in inputs}
-    stack: list[Any] = [edge.node for edge in outputs]
+    return _walk([edge.node for edge in outputs], {edge.node for edge in inputs})
+
+
+def _nodes_of(outputs: Sequence[Tensor]) -> Iterator[Any]:
+    """Nodes of the graphs of tensors."""
+    roots = [t.grad_fn or get_gradient_edge(t).node for t in outputs if _has_graph(t)]
+    return _walk(roots, set())
+
+
+def _walk(stack: list[Any], seen: set[Any]) -> Iterator[Any]:
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        stack.extend(f for f, _ in node.next_functions)
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [following for following, _ in node.next_functions]
 
 
 def leaves_of(output: Tensor) -> list[Tensor]:
     """Tensors in which the graph of ``output`` ends."""
-    return leaves_among(nodes_between(edges_of(output)))
+    return leaves_among(_nodes_of([output]))
 
 
 def leaves_among(nodes: Iterable[Any]) -> list[Tensor]:
@@ -69,7 +81,7 @@ def custom_functions(outputs: Sequence[Tensor]) -> list[str]:
     with torch._C.DisableTorchFunction():  # a mode would see every attribute that is read
         return [
             kind.__name__
-            for kind in functions_among(nodes_between(edges_of(list(outputs))))
+            for kind in functions_among(_nodes_of(outputs))
             if not kind.__module__.startswith("torch.")
             or kind.__module__ == "torch._functorch.autograd_function"  # a user's, in vmap
         ]
@@ -94,7 +106,7 @@ def once_differentiable_functions(outputs: Sequence[Tensor]) -> list[str]:
     are asked for: the term is silently missing.
     """
     with torch._C.DisableTorchFunction():
-        return marked_once(nodes_between(edges_of(list(outputs))))
+        return marked_once(_nodes_of(outputs))
 
 
 def marked_once(nodes: Iterable[Any]) -> list[str]:

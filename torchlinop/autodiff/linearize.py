@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from torchlinop.autodiff.backward import backward, with_zeros
-from torchlinop.autodiff.interruptible import InterruptibleMode, in_force
 from torchlinop.autodiff.recording import recording
 
 Function = Callable[[Sequence[Tensor]], Tensor]
@@ -83,12 +82,14 @@ class JacobianProducts:
 
     def __init__(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
         self._set_output(output, parameters)
-        # all zeros, as one number
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        self._cotangent = zero.expand(self.shape).requires_grad_()
         self._pullback: list[GradientEdge] = []
         self._active: list[int] = []
-        if self._output is not None:
+        with torch._C.DisableTorchFunction():  # nothing for a mode to see
+            # all zeros, as one number
+            zero = torch.zeros((), dtype=self.dtype, device=self.device)
+            self._cotangent = zero.expand(self.shape).requires_grad_()
+            if self._output is None:
+                return
             pullback = backward(
                 [output], self._parameters, [self._cotangent], create_graph=True
             )
@@ -96,12 +97,14 @@ class JacobianProducts:
                 if z is not None and z.requires_grad:
                     self._active.append(i)
                     self._pullback.append(get_gradient_edge(z))
-            self.graph += self._pullback
+        self.graph += self._pullback
 
     def _set_output(self, output: Tensor, parameters: Sequence[Tensor]) -> None:
-        self.shape, self.dtype, self.device = output.shape, output.dtype, output.device
         self._parameters = tuple(parameters)
-        self._output = get_gradient_edge(output) if output.requires_grad else None
+        with torch._C.DisableTorchFunction():  # a mode would see what is read
+            self.shape, self.dtype = output.shape, output.dtype
+            self.device = output.device
+            self._output = get_gradient_edge(output) if output.requires_grad else None
         self.graph = [] if self._output is None else [self._output]
 
     def jvp(self, v: Sequence[Tensor], *, batched: bool = False) -> Tensor:
@@ -162,35 +165,18 @@ def forward_derivative(
     ``draws``: whether it may take Python's or NumPy's random numbers.
     """
     evaluating = recording(parameters[0].device, rules=False, draws=draws)
-    with evaluating, _constants_without_gradients(), forward_ad.dual_level():
+    forward_ad._maybe_load_decompositions()
+    with evaluating, forward_ad.dual_level() as level:
+        # not by forward_ad's functions, which take ten microseconds a parameter
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             duals = [
-                forward_ad.make_dual(p, t.to(p.dtype))
+                torch._VF._make_dual(p, t.to(p.dtype), level=level)
                 for p, t in zip(parameters, v, strict=True)
             ]
-        value, tangent = forward_ad.unpack_dual(function(duals))
+        value = function(duals)
+        with torch._C.DisableTorchFunction():
+            value, tangent = torch._VF._unpack_dual(value, level=level)
     return value, torch.zeros_like(value) if tangent is None else tangent.detach()
-
-
-class _ForwardGradients(InterruptibleMode):
-    """Turns forward mode on and off with gradients, which torch does not."""
-
-    def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
-        """Call a torch function."""
-        result = func(*args, **kwargs)
-        if func is torch._C._set_grad_enabled:
-            torch._C._set_fwd_grad_enabled(*args)
-        return result
-
-
-@contextmanager
-def _constants_without_gradients() -> Iterator[None]:
-    before = torch._C._is_fwd_grad_enabled()
-    try:
-        with in_force(_ForwardGradients()):
-            yield
-    finally:
-        torch._C._set_fwd_grad_enabled(before)
 
 
 #: whether this thread's graphs save what they need in other memory
@@ -267,7 +253,8 @@ _SAVED_NAMES: dict[type, list[str]] = {}
 
 def _saved_names(kind: type, node: object) -> list[str]:
     if kind not in _SAVED_NAMES:
-        raw = [n for n in dir(node) if n.startswith("_saved_")]
-        names = raw + (["saved_tensors"] if hasattr(kind, "saved_tensors") else [])
-        _SAVED_NAMES[kind] = names
+        # what is no tensor, such as sizes, has no raw name
+        raw = [name for name in dir(node) if name.startswith("_raw_saved_")]
+        written = hasattr(kind, "saved_tensors")  # in Python
+        _SAVED_NAMES[kind] = ["saved_tensors"] if written else [name[4:] for name in raw]
     return _SAVED_NAMES[kind]

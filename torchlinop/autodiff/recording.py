@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -53,16 +53,9 @@ def recording(
     with EXCLUSIVE:
         before = _State(device, draws)
         try:
-            with ExitStack() as stack:
-                if torch.is_inference_mode_enabled():
-                    stack.enter_context(torch.inference_mode(False))
-                if torch.is_autocast_enabled(device.type):
-                    stack.enter_context(torch.autocast(device.type, enabled=False))
-                stack.enter_context(torch.enable_grad())
-                stack.enter_context(_uncompiled())
-                stack.enter_context(_without_checkpoints())
-                mode = SecondOrderRules() if rules else Corrections()
-                stack.enter_context(in_force(mode))
+            torch._C._set_grad_enabled(True)
+            mode = SecondOrderRules() if rules else Corrections()
+            with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
                 yield
         finally:
             before.restore()
@@ -82,12 +75,14 @@ class _State:
             torch.cuda.get_rng_state(device) if device.type == "cuda" else None
         )
         self._gradients = torch.is_grad_enabled()
+        self._forward_gradients = torch._C._is_fwd_grad_enabled()
         self._compiler = sys.modules.get("torch._dynamo.eval_frame")
         self._stance = getattr(self._compiler, "_stance", None)
 
     def restore(self) -> None:
         """Restore what is not as it was."""
         torch._C._set_grad_enabled(self._gradients)
+        torch._C._set_fwd_grad_enabled(self._forward_gradients)
         if getattr(self._compiler, "_stance", None) is not self._stance:
             self._compiler._set_stance(self._stance)  # type: ignore[union-attr]
         if self._host is not None:
@@ -96,6 +91,19 @@ class _State:
         torch.set_rng_state(self._random)
         if self._random_there is not None:
             torch.cuda.set_rng_state(self._random_there, self._device)
+
+
+@contextmanager
+def _in_full(device: torch.device) -> Iterator[None]:
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _exact(device: torch.device) -> AbstractContextManager[Any]:
+    """Record all that is computed, in the precision of what it is computed from."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device.type):
+        return _in_full(device)
+    return nullcontext()
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

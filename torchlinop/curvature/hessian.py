@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchlinop._typing import Data, Loss, Model, Parameters
@@ -108,7 +109,7 @@ class _BatchHessian:
         source = self._source
 
         def build(leaves: list[Tensor]) -> tuple[HessianProduct, Retained, list[str]]:
-            product, functions = self._recorded(leaves, batch)
+            product, functions = self._recorded(batch, leaves)
             kept = retained(product.graph, (*leaves, *batch.sources))
             return product, kept, functions
 
@@ -125,23 +126,20 @@ class _BatchHessian:
         return PassingRows(partial(self._once, batch), partial(self.linearize, batch))
 
     def _once(self, batch: Batch, v: Tensor) -> Tensor:
-        space = self._source.space
-
-        def build(leaves: list[Tensor]) -> Tensor | None:
-            product, functions = self._recorded(leaves, batch)
-            return None if functions else space.join(product(space.split(v), retain=False))
-
-        result = self._source.record(batch, build, order=2)
-        if result is None:  # to be checked first
+        build = partial(self._recorded, batch)
+        product, functions = self._source.record(batch, build, order=2)
+        if functions:  # to be checked first
             return self.linearize(batch).row(v, Experience())
-        return result
+        return _product(self._source, batch, product, v, retain=False)
 
     def _recorded(
-        self, leaves: list[Tensor], batch: Batch
+        self, batch: Batch, leaves: list[Tensor]
     ) -> tuple[HessianProduct, list[str]]:
         """The product with the batch's Hessian, and the Functions to be checked."""
         output, slope = self._source.differential(leaves, batch)
-        if not output.requires_grad:
+        with torch._C.DisableTorchFunction():  # a mode would see the question
+            depends = output.requires_grad
+        if not depends:
             return HessianProduct([None] * len(leaves), leaves), []
         require_twice_differentiable([output, slope])
         gradient = backward([output], leaves, [slope], create_graph=True)
@@ -163,11 +161,13 @@ def _product(
     v: Tensor,
     *,
     batched: bool = False,
+    retain: bool = True,
 ) -> Tensor:
     """One batch's Hessian times a row, or rows."""
     space = source.space
     try:
-        return space.join(product(space.split(v), batched=batched), batched=batched)
+        products = product(space.split(v), batched=batched, retain=retain)
+        return space.join(products, batched=batched)
     except (RuntimeError, NotImplementedError) as error:
         if batched:
             raise

@@ -83,7 +83,7 @@ class SingleUse:
             return LinearizedModel.of(source, batch, self._check)[0].vjp(u)
         try:
             # without rules for second derivatives, of which there are none
-            with recording(space.device, rules=False, draws=source.draws):
+            with recording(space.device, rules=False, draws=source.draws(batch)):
                 leaves = source.leaves()
                 output = source.predict(leaves, batch)
         except Exception as error:
@@ -98,8 +98,7 @@ class SingleUse:
         if not output.requires_grad:
             return torch.zeros(space.dim, dtype=space.dtype, device=space.device)
         try:
-            with recording(space.device, rules=False, draws=source.draws):
-                parts = backward([output], leaves, [u], retain_graph=False)
+            parts = backward([output], leaves, [u], retain_graph=False)
         except Exception as error:
             raise source.explained(error, batch, order=1) from error
         return space.join(with_zeros(parts, leaves))
@@ -114,7 +113,7 @@ class SingleUse:
                 lambda duals: source.predict(duals, batch),
                 leaves,
                 source.space.split(v),
-                draws=source.draws,
+                draws=source.draws(batch),
             )
         except (RuntimeError, NotImplementedError):
             return None

@@ -61,7 +61,7 @@ class Evaluation:
         known: Sequence[Axis | None] | None,
     ) -> None:
         self._risk, self._batch, self._state = risk, batch, state
-        with recording(risk.space.device, rules=False, draws=risk.draws):
+        with recording(risk.space.device, rules=False, draws=risk.draws(batch)):
             self._leaves = risk.leaves()
             capture = Capture(self._leaves)
             with in_force(capture):

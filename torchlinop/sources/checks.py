@@ -106,7 +106,9 @@ def require_replaced(prediction: Tensor, params: Mapping[str, Tensor]) -> None:
 
 def require_real(value: Tensor, what: str) -> Tensor:
     """Refuse complex outputs."""
-    if value.is_complex():
+    with torch._C.DisableTorchFunction():  # a mode would see the question
+        is_complex = value.is_complex()
+    if is_complex:
         raise TypeError(
             f"{what} returned a complex tensor, for which these real matrices are not "
             "defined. Return torch.view_as_real(...) of it."

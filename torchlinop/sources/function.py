@@ -50,7 +50,6 @@ class TorchFunction:
         self.options = Options(cache=True)
         self.batches = _OneBatch()
         self.looks = 0
-        self.draws = True
         self.survey()
 
     def leaves(self) -> list[Tensor]:
@@ -79,6 +78,10 @@ class TorchFunction:
                 "JacobianLinearOperator.from_function."
             )
         return value, torch.ones_like(value)
+
+    def draws(self, batch: Batch) -> bool:
+        """``f`` is not known."""
+        return True
 
     def require_unchanged(self, batch: Batch) -> None:
         """There is no data."""

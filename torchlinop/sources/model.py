@@ -83,7 +83,9 @@ class ModelOnData:
         self._facts = list(facts)
         self._watch: Watch | None = None
         self.looks = 0
-        self.draws = True
+        self._draws = True
+        #: whether the model writes into its weights
+        self._writes = renormalizes(model)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the watch behind: a copy looks anew."""
@@ -98,15 +100,16 @@ class ModelOnData:
         """
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
             leaves = [self._whole(p).detach() for p in self._params.values()]
-            if renormalizes(self.model):  # the model writes into its weights
+            if self._writes:
                 leaves = [leaf.clone() for leaf in leaves]
             return [leaf.requires_grad_() for leaf in leaves]
 
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
         if isinstance(self.model, nn.Module):
-            copied, alive = self._copy(leaves)
-            with in_force(Substitution(self._chosen(leaves))):
+            chosen = self._chosen(leaves)
+            copied, alive = self._copy(chosen)
+            with in_force(Substitution(chosen)):
                 prediction = _call(copied, batch.X)
             del alive  # not before: weak references in the copy need it
         elif self._as_mapping:
@@ -128,23 +131,32 @@ class ModelOnData:
             vars(leaf).update(vars(p))
         return {id(p): leaf for p, leaf in pairs}
 
-    def _copy(self, leaves: Sequence[Tensor]) -> tuple[nn.Module, list[Any]]:
+    def _copy(self, chosen: dict[int, Tensor]) -> tuple[nn.Module, list[Any]]:
         """Return the model with leaves for the chosen parameters, constants for others.
 
         And what has to be kept while it is used.
         """
-        model = self.model
-        assert isinstance(model, nn.Module)
-        written = renormalizes(model)
-        chosen = self._chosen(leaves)
+        assert isinstance(self.model, nn.Module)
+        replacements = dict(chosen)
         with torch._C.DisableTorchFunction():  # nothing for a mode to see
-            others = [p for p in model.parameters() if id(p) not in chosen]
-            constants = {id(p): self._whole(p).detach() for p in others}
-            if written:
-                constants = {key: p.clone() for key, p in constants.items()}
-            # buffers may be written to: running statistics, counters
-            constants |= {id(b): self._whole(b).clone() for b in model.buffers()}
-        return with_tensors(model, constants | chosen)
+            for module in self.model.modules():
+                for p in module._parameters.values():
+                    if p is not None and id(p) not in replacements:
+                        constant = self._whole(p).detach()
+                        replacements[id(p)] = constant.clone() if self._writes else constant
+                for b in module._buffers.values():
+                    # they may be written to: running statistics, counters
+                    if b is not None and id(b) not in replacements:
+                        replacements[id(b)] = self._whole(b).clone()
+        return with_tensors(self.model, replacements)
+
+    def draws(self, batch: Batch) -> bool:
+        """Whether Python's or NumPy's random numbers may be drawn in an evaluation.
+
+        The last look has shown that for the first batch.
+        """
+        first = batch.position == 0 and not batch.joined and not self.batches.shuffles
+        return self._draws or not first
 
     def require_unchanged(self, batch: Batch) -> None:
         """Without a loss all batches count alike."""
@@ -171,7 +183,7 @@ class ModelOnData:
             if not isinstance(self.model, nn.Module):
                 evaluate = partial(self.predict, leaves, batch)
                 return explain(error, self.model, evaluate, order, loss)
-            copy, alive = self._copy(leaves)
+            copy, alive = self._copy(self._chosen(leaves))
             try:
                 return explain(error, copy, partial(copy, batch.X), order, loss)
             finally:
@@ -210,6 +222,7 @@ class ModelOnData:
         ranks = self.options.ranks
         looks: list[Look] = []
         self._whole.gather()
+        self._writes = renormalizes(self.model)
 
         def here() -> tuple[int, Facts, Told]:
             looks.append(self._look_here(evaluate, visit))
@@ -289,7 +302,7 @@ class ModelOnData:
         with EXCLUSIVE:
             self.batches.accept(look.survey)
             self._watch = look.watch
-            self.draws = look.draws
+            self._draws = look.draws
             self.looks += 1
 
     def _prediction(self, batch: Batch) -> dict[str, Tensor]:

@@ -59,10 +59,6 @@ class Source(Protocol):
         """How often function and data were looked at; what is kept belongs to one look."""
 
     @property
-    def draws(self) -> bool:
-        """Whether random numbers may be drawn when the function is evaluated."""
-
-    @property
     def batches(self) -> Batches:
         """The data."""
 
@@ -71,6 +67,9 @@ class Source(Protocol):
 
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the function at ``leaves`` on one batch."""
+
+    def draws(self, batch: Batch) -> bool:
+        """Whether Python's or NumPy's random numbers may be drawn in an evaluation."""
 
     def require_unchanged(self, batch: Batch) -> None:
         """Refuse a batch that has another weight in the whole than in the last look."""
@@ -110,14 +109,14 @@ def record_with_rules(
 
     Rules for cheap second derivatives are in force where the function allows it.
     """
-    device = source.space.device
+    device, draws = source.space.device, source.draws(batch)
     try:
-        with recording(device):
+        with recording(device, draws=draws):
             return build(source.leaves())
     except Exception:  # what is really wrong is raised by the second attempt
         pass
     try:
-        with recording(device, rules=False):
+        with recording(device, rules=False, draws=draws):
             return build(source.leaves())
     except Exception as error:
         raise source.explained(error, batch, order=order) from error

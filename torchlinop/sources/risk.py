@@ -118,11 +118,6 @@ class EmpiricalRisk:
         return self._on_data.batches
 
     @property
-    def draws(self) -> bool:
-        """Whether random numbers may be drawn when the model is evaluated."""
-        return self._on_data.draws
-
-    @property
     def loss(self) -> LossFunction:
         """The loss with its derivatives."""
         return self._known.loss
@@ -160,6 +155,10 @@ class EmpiricalRisk:
     def predict(self, leaves: Sequence[Tensor], batch: Batch) -> Tensor:
         """Evaluate the model with ``leaves`` in place of the parameters."""
         return self._on_data.predict(leaves, batch)
+
+    def draws(self, batch: Batch) -> bool:
+        """Whether Python's or NumPy's random numbers may be drawn in an evaluation."""
+        return self._on_data.draws(batch)
 
     def differential(self, leaves: Sequence[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the prediction and the slope of the batch's share of the risk in it."""

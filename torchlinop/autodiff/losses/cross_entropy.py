@@ -9,7 +9,6 @@ from torch import Generator, Tensor
 
 from torchlinop._typing import Reduction
 from torchlinop.autodiff.losses.loss_function import (
-    ClosedFormGradient,
     HessianProduct,
     LikelihoodLoss,
     closed_form,
@@ -69,17 +68,16 @@ class CrossEntropy(LikelihoodLoss):
             weight = prediction.new_ones(1)
         else:
             weight = self.weight.to(prediction).view(per_class)
+        kept: Tensor | float = 1.0
         if target.is_floating_point():
-            mass, kept = target.to(prediction), None
+            mass = target.to(prediction)
         else:
-            kept = (target != self.ignore_index).unsqueeze(dim)
-            index = target.long().unsqueeze(dim).where(kept, 0)
+            index, kept = self._indexed(prediction, target)
             mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
         if self.label_smoothing:
             smoothing = self.label_smoothing
             mass = (1 - smoothing) * mass + smoothing / classes
-        mass = mass * weight
-        return mass if kept is None else mass * kept
+        return (mass * weight).mul_(kept)
 
     def _check_target(self, prediction: Tensor, target: Tensor, dim: int) -> None:
         classes = prediction.shape[dim]
@@ -101,41 +99,43 @@ class CrossEntropy(LikelihoodLoss):
                 f"The class weight has shape {tuple(self.weight.shape)}, the prediction "
                 f"{classes} classes."
             )
-        if not target.is_floating_point():
-            kept = target != self.ignore_index
-            within = (target >= 0) & (target < classes)
-            if not (within | ~kept).all():
-                kept = target[kept]
-                raise ValueError(
-                    f"Targets lie between {int(kept.min())} and {int(kept.max())}, but "
-                    f"the prediction has {classes} classes, 0 to {classes - 1}."
-                )
 
-    def _indexed(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the class of each row, 0 if it is ignored, and whether it is not."""
+    def _indexed(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Return the class of each row, 0 if it is ignored, and 0 if it is, else 1."""
         dim = _class_dimension(prediction)
         self._check_target(prediction, target, dim % prediction.ndim)
-        kept = (target != self.ignore_index).unsqueeze(dim)
-        return target.long().unsqueeze(dim).where(kept, 0), kept
+        index = target.long().unsqueeze(dim)
+        kept: Tensor | float = 1.0
+        least, most = _limits(index)
+        if least <= self.ignore_index <= most:
+            kept = (index != self.ignore_index).to(prediction)
+            index = index.where(index != self.ignore_index, 0)
+            least, most = _limits(index)
+        classes = prediction.shape[dim]
+        if not 0 <= least <= most < classes:
+            raise ValueError(
+                f"Targets lie between {least} and {most}, but the prediction has "
+                f"{classes} classes, 0 to {classes - 1}."
+            )
+        return index, kept
 
     @closed_form
     def gradient(
         self, prediction: Tensor, target: Tensor, batch_size: int, scale: float
     ) -> Tensor:
         dim = _class_dimension(prediction)
-        p = torch.softmax(prediction.detach(), dim)
+        p = torch.softmax(prediction, dim)
+        # what is subtracted is a constant, which needs no node in the graph
         if target.is_floating_point() or self.label_smoothing:
             mass = scale * self._target_mass(prediction.detach(), target)
-            total = mass.sum(dim, keepdim=True)
-            gradient = (p * total).sub_(mass)
+            gradient = p * mass.sum(dim, keepdim=True)
+            gradient.detach().sub_(mass)
         else:  # no tensor of that size for the one class
             index, kept = self._indexed(prediction, target)
-            total = scale * kept.to(p)
-            if self.weight is not None:
-                total = total * self.weight.to(p)[index]
-            gradient = (p * total).scatter_add_(dim, index, -total)
-        product = partial(_times_softmax_hessian, p, total, dim)
-        return ClosedFormGradient.apply(prediction, gradient, product)
+            total = scale * self._weights(p, index, kept)
+            gradient = p * total
+            gradient.detach().scatter_add_(dim, index, _filled(p, index.shape, -total))
+        return gradient
 
     @closed_form
     def hessian_product(
@@ -143,7 +143,7 @@ class CrossEntropy(LikelihoodLoss):
     ) -> HessianProduct:
         dim = _class_dimension(prediction)
         p = torch.softmax(prediction.detach(), dim)
-        total = scale * self.row_weights(prediction, target)
+        total = scale * self._totals(p, target)
         return partial(_times_softmax_hessian, p, total, dim)
 
     def hessian_root(
@@ -155,12 +155,22 @@ class CrossEntropy(LikelihoodLoss):
 
     def row_weights(self, prediction: Tensor, target: Tensor) -> Tensor:
         prediction = prediction.detach()
-        dim = _class_dimension(prediction)
+        row = prediction.narrow(_class_dimension(prediction), 0, 1)
+        return _filled(row, row.shape, self._totals(prediction, target))
+
+    def _totals(self, prediction: Tensor, target: Tensor) -> Tensor | float:
+        """Weights of the rows; one number where all have the same."""
         if target.is_floating_point():
+            dim = _class_dimension(prediction)
             return self._target_mass(prediction, target).sum(dim, keepdim=True)
-        index, kept = self._indexed(prediction, target)
+        return self._weights(prediction, *self._indexed(prediction, target))
+
+    def _weights(
+        self, prediction: Tensor, index: Tensor, kept: Tensor | float
+    ) -> Tensor | float:
+        """Weights of rows of known classes."""
         if self.weight is None:
-            return kept.to(prediction)
+            return kept
         weight, smoothing = self.weight.to(prediction), self.label_smoothing
         return kept * ((1 - smoothing) * weight[index] + smoothing * weight.mean())
 
@@ -193,6 +203,19 @@ class CrossEntropy(LikelihoodLoss):
         return target.numel() // target.shape[_class_dimension(target)]
 
 
+def _limits(index: Tensor) -> tuple[int, int]:
+    """Return the smallest and the largest entry, 0 if there is none."""
+    if not index.numel():
+        return 0, 0
+    least, most = torch.aminmax(index)
+    return int(least), int(most)
+
+
+def _filled(like: Tensor, shape: torch.Size, weights: Tensor | float) -> Tensor:
+    """Return weights of a shape, which one number stands for."""
+    return weights if isinstance(weights, Tensor) else like.new_full(shape, weights)
+
+
 def _drawn(rows: Tensor, u: Tensor) -> Tensor:
     """Labels ``(R, M)`` for uniform numbers, by the cumulated probabilities ``(R, C)``."""
     step = max(1, _CUMULATED // max(1, rows.shape[1]))
@@ -209,7 +232,7 @@ def _class_dimension(prediction: Tensor) -> int:
     return -1 if prediction.ndim == 1 else 1 - prediction.ndim
 
 
-def _times_softmax_hessian(p: Tensor, total: Tensor, dim: int, u: Tensor) -> Tensor:
+def _times_softmax_hessian(p: Tensor, total: Tensor | float, dim: int, u: Tensor) -> Tensor:
     """Product with ``total (diag p - p p^T)``, row by row; ``total`` has one entry each."""
     # in place: with a large vocabulary these are the largest tensors there are
     product = p * u

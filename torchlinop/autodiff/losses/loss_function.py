@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
-from torch.autograd import Function
 
 from torchlinop._typing import Reduction
 from torchlinop.autodiff.losses.roots import HessianRoot
@@ -40,7 +39,7 @@ class LossFunction(ABC):
     ) -> Tensor:
         """``scale`` times the gradient of the summed loss in the prediction.
 
-        The result is differentiable in ``prediction``, once.
+        The result is differentiable in ``prediction``.
         """
 
     @abstractmethod
@@ -120,20 +119,6 @@ def closed_form(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*args)
 
     return wrapper
-
-
-class ClosedFormGradient(Function):
-    """The loss gradient as a function of the prediction, with its Hessian product."""
-
-    @staticmethod
-    def forward(ctx: Any, prediction: Tensor, gradient: Tensor, product: Any) -> Tensor:
-        ctx.product = product
-        ctx.save_for_backward(*tensors_of(product))  # where it is counted
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx: Any, u: Tensor) -> tuple:
-        return ctx.product(u), None, None
 
 
 def require_same_shape(prediction: Tensor, target: Tensor, name: str) -> None:

@@ -14,6 +14,7 @@ the transforms of ``torch.func``, too.
   recurrent networks on GPUs: there is no second derivative.
 - ``embedding``: sparse gradients cannot be differentiated.
 - ``torch.cond`` and ``while_loop``: the second derivative is silently wrong.
+- Where gradients are turned off, forward mode is so, too.
 
 The tests search for more among the functions that a model may call. Known and left as they
 are: ``segment_reduce``, which has no second derivative; ``cholesky_inverse``, whose second

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 import torchlinop.autodiff.rules.attention as attention
 import torchlinop.autodiff.rules.control_flow as control_flow
 import torchlinop.autodiff.rules.convolutions as convolutions
@@ -18,8 +20,16 @@ import torchlinop.autodiff.rules.reductions as reductions
 from torchlinop.autodiff.interruptible import InterruptibleMode
 from torchlinop.autodiff.rules.functions import Rules, in_transform
 
+
+def _set_grad_enabled(mode: bool) -> None:
+    """Turn forward mode on and off with gradients, which torch does not."""
+    torch._C._set_grad_enabled(mode)
+    torch._C._set_fwd_grad_enabled(mode)
+
+
 #: compositions of torch's own functions, which every transform can look into
 _CORRECTIONS: Rules = {
+    torch._C._set_grad_enabled: _set_grad_enabled,
     **attention.CORRECTIONS,
     **control_flow.CORRECTIONS,
     **embeddings.CORRECTIONS,
