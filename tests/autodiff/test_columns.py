@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torchlinop.autodiff import columns, experience
-from torchlinop.autodiff.columns import WARM_UP, LinearRows, PassingRows, SummedRows
+from torchlinop.autodiff.columns import WARM_UP, LinearRows, PassingRows
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.replay import Replay
+from torchlinop.autodiff.sums import SummedRows
 
 N = 6
 MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
