@@ -122,12 +122,13 @@ class Rows(ABC):
 
         ``remaining``: as in :meth:`row`. Returns fresh rows ``(dim_out,)``.
         """
-        count = len(rows)
         results: list[Tensor] = []
-        while len(results) < count:
+        taken = self.row_bytes + (2 * rows[0].nbytes if len(rows) else 0)
+        while left := len(rows) - len(results):
             done, size = len(results), 1
-            if done + 1 < count:
-                size = min(count - done, experience.block_size(self.row_bytes, rows.device))
+            if left > 1:
+                limit = experience.block_size(taken, rows.device)
+                size = math.ceil(left / math.ceil(left / limit))
             start = time.perf_counter()
             if size > 1 and (rows.is_cuda or self.pace.prefers_blocks(experience)):
                 block = self._try_block(rows[done : done + size], experience)
