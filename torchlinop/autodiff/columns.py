@@ -123,7 +123,7 @@ class Rows(ABC):
         ``remaining``: as in :meth:`row`. Returns fresh rows ``(dim_out,)``.
         """
         results: list[Tensor] = []
-        taken = self.row_bytes + (2 * rows[0].nbytes if len(rows) else 0)
+        taken = self.row_bytes + 2 * rows[:1].nbytes
         while left := len(rows) - len(results):
             done, size = len(results), 1
             if left > 1:

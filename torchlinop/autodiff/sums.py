@@ -68,6 +68,8 @@ def sum_of_products(
     """
     in_rows = X.stride(0) == 1
     out = X.new_empty(X.shape[::-1]).T if in_rows else X.new_empty(X.shape)
+    if not X.shape[1]:
+        return out
     if X.nbytes > COPIED:
         i = -1
         for i, function in enumerate(functions):
