@@ -8,7 +8,7 @@ from torchlinop.autodiff import sums, transposing
 from torchlinop.autodiff.columns import LinearRows
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.sums import SummedRows, sum_of_products
-from torchlinop.autodiff.transposing import as_rows, write_columns
+from torchlinop.autodiff.transposing import as_rows, by_rows, write_columns
 
 N, K = 50, 6
 ORDERS = {
@@ -54,6 +54,13 @@ def test_rows_become_columns(X, add):
     expected = torch.stack(rows, 1) + (X if add else 0)
     write_columns(rows, X, add=add)
     assert torch.equal(X, expected)
+
+
+@pytest.mark.usefixtures("length")
+def test_contiguous_row_by_row(X):
+    assert torch.equal(by_rows(X), X)
+    assert by_rows(X).is_contiguous()
+    assert by_rows(X[:, :0]).shape == (N, 0)
 
 
 class Products:

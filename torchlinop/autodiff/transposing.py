@@ -49,3 +49,10 @@ def write_columns(rows: Sequence[Tensor], columns: Tensor, *, add: bool = False)
     else:
         for column, row in zip(columns.unbind(1), rows, strict=True):
             column.add_(row) if add else column.copy_(row)
+
+
+def by_rows(columns: Tensor) -> Tensor:
+    """Return ``(dim, K)`` contiguous row by row, as ``contiguous`` does, in less time."""
+    if columns.is_contiguous() or columns.is_cuda or len(columns) < _LONG:
+        return columns.contiguous()
+    return torch.stack(columns.unbind(1), 1)
