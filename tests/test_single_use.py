@@ -19,7 +19,7 @@ from torchlinop import (
     JacobianLinearOperator,
     WrongDerivativeError,
 )
-from torchlinop.autodiff import columns, experience
+from torchlinop.autodiff import columns, experience, sums, transposing
 from torchlinop.curvature import single_use
 
 from tests.problems import binary, classification, regression
@@ -57,10 +57,10 @@ def test_equals_what_is_kept(kind, problem):
 
 
 @pytest.mark.parametrize("kind", MATRICES)
-@pytest.mark.parametrize("long", [1, columns._LONG])
+@pytest.mark.parametrize("long", [1, transposing._LONG])
 def test_no_columns(kind, long, monkeypatch):
     """From some length on columns are copied one by one, and there is none."""
-    monkeypatch.setattr(columns, "_LONG", long)
+    monkeypatch.setattr(transposing, "_LONG", long)
     for A in both(kind, *classification().arguments):
         assert (A @ np.ones((A.shape[1], 0))).shape == (A.shape[0], 0)
 
@@ -187,8 +187,9 @@ def test_one_evaluation_for_both_halves():
 def test_long_columns_are_copied_one_by_one(options, copied, monkeypatch):
     kind = GGNLinearOperator
     expected = kind(*classification().arguments).to_dense()
-    monkeypatch.setattr(columns, "_LONG", 1)
-    monkeypatch.setattr(columns, "_COPIED", copied * 8)
+    monkeypatch.setattr(transposing, "_LONG", 1)
+    for module in (columns, sums):
+        monkeypatch.setattr(module, "COPIED", copied * 8)
     A = kind(*classification().arguments, **options)
     for _ in range(3):
         torch.testing.assert_close(A.to_dense(), expected, **CLOSE)

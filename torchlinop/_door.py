@@ -17,6 +17,7 @@ from torchlinop._dtypes import numpy_dtype
 from torchlinop._interchange import import_array, with_shape
 from torchlinop._observers import OBSERVERS, observed
 from torchlinop._typing import Array
+from torchlinop.autodiff.transposing import by_rows
 
 
 class Door(LinearOperator):
@@ -96,7 +97,7 @@ class Door(LinearOperator):
         tensor, export = import_array(x, operator.device, operator.torch_dtype)
         if tensor.ndim == 1:
             return export(operator._product(tensor.unsqueeze(1)).squeeze(1))
-        return export(operator._product(tensor).contiguous())
+        return export(by_rows(operator._product(tensor)))
 
     # ------------------------------------------------------- SciPy's public methods
 

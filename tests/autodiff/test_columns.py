@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 from torchlinop.autodiff import columns, experience
-from torchlinop.autodiff.columns import WARM_UP, LinearRows, PassingRows, SummedRows
+from torchlinop.autodiff.columns import WARM_UP, LinearRows, PassingRows
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.replay import Replay, expected
+from torchlinop.autodiff.sums import SummedRows
 
 N = 6
 MATRIX = torch.linspace(-1, 1, N * N, dtype=torch.float64).view(N, N)
@@ -166,6 +167,29 @@ def test_blocks_where_they_are_faster(clock, replays, block, preferred, parts):
         assert blocks <= 2
 
 
+@pytest.mark.parametrize(("block", "preferred"), [(0.5, True), (1.5, False)])
+def test_what_two_batches_have_shown_holds_for_the_others(clock, block, preferred):
+    """They try a column and a block; the first block may be slow for being that."""
+    functions = [Function(clock, block=2.5), *(Function(clock, block=block) for _ in "123")]
+    learned = Experience()
+    X = torch.randn(N, 4, dtype=torch.float64)
+    for function in functions:  # none has been used before
+        rows_of(function).apply(X, torch.empty_like(X), learned)
+    tried = [(f.singles, f.blocks) for f in functions]
+    assert tried[:2] == [(1, [3])] * 2
+    assert tried[2:] == [(0, [4]) if preferred else (4, [])] * 2
+
+
+def test_blocks_are_equally_large(clock, monkeypatch):
+    """Nine columns, where four at most would fit the cache with their products."""
+    monkeypatch.setattr(experience, "_CPU_BLOCK_BYTES", 4 * (2 * N * 8 + 5))
+    function = Function(clock, block=0.5)
+    X = torch.randn(N, 10, dtype=torch.float64)
+    rows_of(function, nbytes=5).apply(X, out := torch.empty_like(X), Experience())
+    torch.testing.assert_close(out, MATRIX @ X)
+    assert (function.singles, function.blocks) == (1, [3, 3, 3])
+
+
 def test_blocks_are_smaller_after_running_out_of_memory(clock):
     class Large(Function):
         def __call__(self, v, *, batched=False):
@@ -174,7 +198,7 @@ def test_blocks_are_smaller_after_running_out_of_memory(clock):
             return super().__call__(v, batched=batched)
 
     function = Large(clock, block=0.1)
-    X = torch.randn(N, 8, dtype=torch.float64)
+    X = torch.randn(N, 9, dtype=torch.float64)
     out = torch.ones_like(X)
     rows_of(function).apply(X, out, Experience(), add=True)
     torch.testing.assert_close(out, 1 + MATRIX @ X)
@@ -219,6 +243,6 @@ def test_nothing_is_kept_of_passing_rows(clock, replays):
 
 def test_a_block_of_the_cache_size(clock):
     learned = Experience()
-    assert learned.block_size(1 << 20, torch.device("cpu")) == 4
+    assert learned.block_size(8 << 20, torch.device("cpu")) == 4
     assert learned.block_size(1 << 30, torch.device("cpu")) == 1
     assert Experience().room() == math.inf

@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchlinop.autodiff.experience import Experience, Pace
 from torchlinop.autodiff.replay import Replay, Unchecked, pays, record
+from torchlinop.autodiff.transposing import as_rows, write_columns
 
 #: calls of a function before it may be recorded: the first ones are slower than the rest
 WARM_UP = 3
@@ -25,18 +26,15 @@ WARM_UP = 3
 _TRIALS, _SLOWER = 12, 1.15
 #: a replay that takes more than this part of the function's time is not worth its memory
 _PAYS = 0.97
-#: length from which torch copies columns quicker one by one than as a transposed matrix
-_LONG = 1 << 14
-#: bytes of columns that are copied to rows at once: a strided pass over a whole matrix for
-#: each column would drive the model out of a CPU's caches
-_COPIED = 4 << 20
+#: bytes of columns that are made rows at once
+COPIED = 64 << 20
 
 
 class RowFunction(Protocol):
     """A linear function of a row ``(dim,)``, or of rows ``(K, dim)`` if batched."""
 
     def __call__(self, v: Tensor, /, *, batched: bool = False) -> Tensor:
-        """Map ``(dim,)`` to ``(dim_out,)``, or ``(K, dim)`` to ``(K, dim_out)``."""
+        """Map ``(dim,)`` to a fresh ``(dim_out,)``, or ``(K, dim)`` to ``(K, dim_out)``."""
 
 
 class Rows(ABC):
@@ -80,7 +78,7 @@ class Rows(ABC):
         add: bool = False,
         kept: bool = True,
     ) -> None:
-        """Apply the function to the columns of ``X``.
+        """Apply the function to the columns of ``X``, few of them at a time.
 
         Parameters
         ----------
@@ -95,45 +93,47 @@ class Rows(ABC):
         kept
             Whether there will be other calls than these.
         """
-        write = Tensor.add_ if add else Tensor.copy_
         if not (remaining := X.shape[1]):
             return
         width = self._width(X, experience)
         for columns, target in zip(X.split(width, 1), out.split(width, 1), strict=True):
-            rows = _as_rows(columns)
-            results = out.new_empty((len(rows), len(out)))
-            self._apply_to_rows(rows, results, experience, 0 if kept else remaining)
-            _write_columns(write, target, results)
+            rows = as_rows(columns)
+            results = self.products(rows, experience, 0 if kept else remaining)
+            write_columns(results, target, add=add)
             remaining -= len(rows)
 
     def _width(self, X: Tensor, experience: Experience) -> int:
         """How many columns are copied to rows at once."""
         if X.is_cuda:
             return experience.block_size(self.row_bytes, X.device)
-        return max(1, _COPIED // max(1, len(X) * X.element_size()))
+        return max(1, COPIED // max(1, len(X) * X.element_size()))
 
-    def _apply_to_rows(
-        self, rows: Tensor, results: Tensor, experience: Experience, remaining: int
-    ) -> None:
-        """Apply the function to ``(K, dim)``, one by one or in blocks."""
-        count = len(rows)
-        done = 0
-        while done < count:
-            size = 1
-            if done + 1 < count:
-                size = min(count - done, experience.block_size(self.row_bytes, rows.device))
+    def products(
+        self, rows: Tensor, experience: Experience, remaining: int = 0
+    ) -> list[Tensor]:
+        """Apply the function to the rows of ``(K, dim)``, one by one or in blocks.
+
+        ``remaining``: as in :meth:`row`. Returns fresh rows ``(dim_out,)``.
+        """
+        results: list[Tensor] = []
+        taken = self.row_bytes + 2 * rows[:1].nbytes
+        while left := len(rows) - len(results):
+            done, size = len(results), 1
+            if left > 1:
+                limit = experience.block_size(taken, rows.device)
+                size = math.ceil(left / math.ceil(left / limit))
             start = time.perf_counter()
             if size > 1 and (rows.is_cuda or self.pace.prefers_blocks(experience)):
                 block = self._try_block(rows[done : done + size], experience)
                 if block is None:
                     continue
-                results[done : done + size] = block
+                results += block.unbind(0)
             else:
                 size = 1
-                results[done] = self.row(rows[done], experience, remaining)
+                results.append(self.row(rows[done], experience, remaining))
             self.pace.note(time.perf_counter() - start, size, experience)
-            done += size
             remaining = max(0, remaining - size)
+        return results
 
     def _try_block(self, rows: Tensor, experience: Experience) -> Tensor | None:
         """Multiply a block; None, and a smaller limit from now on, if that fails."""
@@ -147,22 +147,6 @@ class Rows(ABC):
         except (RuntimeError, NotImplementedError):
             experience.limit = 1
         return None
-
-
-def _as_rows(columns: Tensor) -> Tensor:
-    """Copy ``(dim, K)`` to a contiguous ``(K, dim)``."""
-    if columns.is_cuda or len(columns) < _LONG:
-        return columns.T.contiguous()
-    return torch.stack([column.contiguous() for column in columns.unbind(1)])
-
-
-def _write_columns(write: Callable, columns: Tensor, rows: Tensor) -> None:
-    """Write ``(K, dim)`` to ``(dim, K)``."""
-    if columns.is_cuda or len(columns) < _LONG:
-        write(columns, rows.T)
-    else:
-        for column, row in zip(columns.unbind(1), rows, strict=True):
-            write(column, row)
 
 
 class LinearRows(Rows):
@@ -270,40 +254,6 @@ class LinearRows(Rows):
         return self._function(rows, batched=True)
 
 
-class SummedRows(Rows):
-    """A sum of linear functions of rows."""
-
-    def __init__(self, parts: Sequence[Rows]) -> None:
-        self._parts = parts
-        self.pace = Pace()
-
-    @property
-    def nbytes(self) -> int:
-        """Of the largest part."""
-        return max(part.nbytes for part in self._parts)
-
-    @property
-    def row_bytes(self) -> int:
-        """Of the largest part: one is applied after the other."""
-        return max(part.row_bytes for part in self._parts)
-
-    def row(self, v: Tensor, experience: Experience, remaining: int = 0) -> Tensor:
-        """Apply the sum to a contiguous ``(dim,)``."""
-        first, *others = self._parts
-        total = first.row(v, experience, remaining)
-        for part in others:
-            total.add_(part.row(v, experience, remaining))
-        return total
-
-    def block(self, rows: Tensor) -> Tensor:
-        """Apply the sum to ``(K, dim)``."""
-        first, *others = self._parts
-        total = first.block(rows)
-        for part in others:
-            total.add_(part.block(rows))
-        return total
-
-
 class PassingRows:
     """A linear function of rows of which nothing is kept.
 
@@ -334,9 +284,17 @@ class PassingRows:
     ) -> None:
         """Apply the function to the columns of ``X``, as :meth:`Rows.apply`."""
         if X.shape[1] > 1:
-            rows = self._linearize()
-            assert isinstance(rows, LinearRows)
-            rows.apply(X, out, experience, add=add, kept=False)
+            self._linearized().apply(X, out, experience, add=add, kept=False)
         elif X.shape[1]:
-            write = Tensor.add_ if add else Tensor.copy_
-            write(out, self._once(X.reshape(-1).contiguous()).unsqueeze(1))
+            write_columns(self.products(as_rows(X), experience), out, add=add)
+
+    def products(self, rows: Tensor, experience: Experience) -> list[Tensor]:
+        """Apply the function to rows ``(K, dim)``; return rows ``(dim_out,)``."""
+        if len(rows) == 1:
+            return [self._once(rows[0])]
+        return self._linearized().products(rows, experience, len(rows))
+
+    def _linearized(self) -> LinearRows:
+        rows = self._linearize()
+        assert isinstance(rows, LinearRows)
+        return rows

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 
-#: bytes of the linearization times columns beyond which a block leaves a CPU's caches
-_CPU_BLOCK_BYTES = 4 << 20
+#: bytes of the linearization and two vectors, times columns, beyond which a block leaves a
+#: CPU's caches
+_CPU_BLOCK_BYTES = 32 << 20
 #: share of a GPU's free memory that a block may take
 _GPU_MEMORY_SHARE = 0.2
 #: calls that are to come where nothing is known of earlier ones
@@ -32,6 +33,8 @@ class Experience:
         no batching rule, half the block after running out of memory.
     replays_pay : bool or None
         Whether the replay of one map was faster than its function.
+    blocks : int
+        How many blocks were multiplied.
     block_ratio : float or None
         Time of a column in a block over that of a single product.
     """
@@ -43,6 +46,7 @@ class Experience:
         self.expected = expected or _EXPECTED
         self.limit: int | None = None
         self.replays_pay: bool | None = None
+        self.blocks = 0
         self.block_ratio: float | None = None
 
     def go_on(self, room: Callable[[], float], expected: int) -> None:
@@ -67,23 +71,26 @@ class Pace:
 
     def __init__(self) -> None:
         self.single = self.block = math.inf
-        self._blocks = 0
+        #: whether there was but one block, the first of all: slow perhaps for being that
+        self._doubtful = False
 
     def note(self, seconds: float, columns: int, experience: Experience) -> None:
         """Remember how long one column took, or a block."""
         if columns == 1:
             self.single = min(self.single, seconds)
         else:
-            self._blocks += 1
+            experience.blocks += 1
+            self._doubtful = experience.blocks == 1
             self.block = min(self.block, seconds / columns)
-        if self._blocks >= 2 and self.single < math.inf:
+        if max(self.single, self.block) < math.inf and not self._doubtful:
             experience.block_ratio = self.block / self.single
 
     def prefers_blocks(self, experience: Experience) -> bool:
-        """Whether the next columns should be a block."""
-        if self._blocks == 0:
-            return experience.block_ratio is None or experience.block_ratio < 1
-        if self.single == math.inf:
-            return False
-        # the first block may have been slow for being the first
-        return self.block < (3 if self._blocks < 2 else 1) * self.single
+        """Whether the next columns should be a block.
+
+        Both are tried, unless other batches have shown what is faster.
+        """
+        shown = experience.block_ratio
+        if self.block == math.inf:
+            return self.single < math.inf if shown is None else shown < 1
+        return self.block < (3 if self._doubtful else 1) * self.single < math.inf

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlinop._kept import KeptLinearizations, Linearizer
 from torchlinop._operator import TorchLinearOperator
-from torchlinop.autodiff.columns import SummedRows
+from torchlinop.autodiff.sums import SummedRows, sum_of_products
 from torchlinop.sources import EmpiricalRisk, Source
 
 
@@ -69,10 +69,7 @@ class SummedLinearOperator(TorchLinearOperator):
                     part = function.row(v, experience)
                     total = part if total is None else total.add_(part)
                 return torch.zeros_like(x) if total is None else total.unsqueeze(1)
-            out, i = x.new_empty(x.shape), -1
-            for i, function in enumerate(maps):
-                function.apply(x, out, experience, add=i > 0)
-            return out if i >= 0 else out.zero_()
+            return sum_of_products(maps, x, experience)
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
