@@ -134,7 +134,8 @@ class KeptLinearizations(Generic[Map]):
         with several columns.
         """
         with EXCLUSIVE:
-            kept = self._up_to_date()
+            # what is to be built looks for changes itself
+            kept = self._up_to_date() if self._kept.all else self._kept
             if not kept.all:
                 return self._built(columns)
             self._follow_stream()

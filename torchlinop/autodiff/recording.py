@@ -58,7 +58,11 @@ def recording(
             with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
                 yield
         finally:
-            before.restore()
+            try:
+                before.restore()
+            except KeyboardInterrupt:
+                before.restore()
+                raise
 
 
 class _State:

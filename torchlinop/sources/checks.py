@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from torchlinop.autodiff.functional import scripted_modules
 from torchlinop.autodiff.graphs import leaves_of
+from torchlinop.data import RandomState
 
 
 def mode_sensitive(model: Any) -> list[nn.Module]:
@@ -189,28 +189,10 @@ def _drawn(
     evaluate: Callable[[], dict[str, Tensor]], device: torch.device, *, seed: int
 ) -> tuple[dict[str, Tensor], bool]:
     """Evaluate with random numbers of one seed, and say whether any were used."""
-    with _seeded(device, seed):
+    with RandomState(seed).in_force():
         before = _random_state(device)
         values = evaluate()
         return values, _random_state(device) != before
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    host = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            torch.default_generator.manual_seed(seed)
-            if devices:
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(host[0])
-        np.random.set_state(host[1])
 
 
 def _random_state(device: torch.device) -> tuple:
