@@ -85,9 +85,9 @@ def products(rows, learned, count, **options):
 
 
 def test_a_few_products_are_not_worth_a_recording(clock, replays):
-    # a recording takes a product and more, a replay is expected to save 4 %
+    # a recording takes two products and more, a replay is expected to save 4 %
     rows = rows_of(Function(clock))
-    products(rows, Experience(), 24)
+    products(rows, Experience(), 44)
     assert replays.recorded == 0
     products(rows, Experience(), 1)
     assert replays.recorded == 1

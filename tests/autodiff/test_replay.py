@@ -257,7 +257,7 @@ def test_a_function_that_changes_is_not_replayed():
 
 def test_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    for x in (SCALE, 0 * SCALE):  # which is not told apart
+    for x in (SCALE, 0 * SCALE):
         assert replay_of(FUNCTIONS["product"], x) is not None
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -283,8 +283,9 @@ def _unit(i):
         (_unit(0), 0 * SCALE),
         (_unit(0), _unit(1)),
         (_unit(0), torch.full((N,), torch.nan, dtype=torch.float64)),
+        (SCALE, torch.cat([SCALE.flip(0)[: N // 2], SCALE[N // 2 :]])),
     ],
-    ids=["same", "similar", "zero", "few entries", "not a number"],
+    ids=["same", "similar", "zero", "few entries", "not a number", "the same part"],
 )
 def test_a_replay_is_compared_at_a_vector_that_tells(first, second):
     def function(x):  # a number that is not seen looks like a constant

@@ -25,4 +25,5 @@ def pays(nodes: int, seconds: float, products: int) -> bool:
     """
     engine = nodes * _ENGINE
     gain = engine + _KERNELS * seconds
-    return engine >= _LITTLE * seconds and gain * products > nodes * _RECORDING + seconds
+    cost = nodes * _RECORDING + 2 * seconds
+    return engine >= _LITTLE * seconds and gain * products > cost

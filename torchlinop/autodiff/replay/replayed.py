@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,8 +19,6 @@ Function = Callable[[Tensor], Tensor]
 
 #: entries of a vector that are compared together
 _PIECE = 256
-#: entries by which vectors are told apart
-_SAMPLES = 64
 
 
 class Replay(NamedTuple):
@@ -39,15 +36,12 @@ class Unchecked(NamedTuple):
     nbytes: int
     #: what its temporaries take, if none is freed before the end
     temporaries: int
-    #: some entries of the vector at which it was recorded
-    sample: list[float]
 
     def compared(self, function: Function, x: Tensor) -> tuple[Tensor, Replay | None]:
         """Evaluate a linear function at a contiguous ``x``, and compare the replay with it.
 
-        Costs one replay more. Where ``x`` is much like the vector of the recording, so that
-        its numbers may be taken for constants, or mostly zero, it is compared at a random
-        vector, for a product more.
+        Costs one evaluation more and a replay, at a random vector: at ``x`` itself much
+        could agree by chance, where it is zero, or as it was when the replay was recorded.
 
         Returns
         -------
@@ -56,35 +50,23 @@ class Unchecked(NamedTuple):
         replay : Replay or None
             None where the replay does not give the same.
         """
+        replay = None
         try:
             with torch.no_grad():
-                result, same = self._compared(function, x)
-                if not same:
-                    return result, None
-                captures = x.is_cuda
-                run = captured(self.run, x, self.temporaries) if captures else self.run
-                return result, Replay(run, self.nbytes)
+                replay = self._checked(function, x)  # one vector at a time
         except Exception:  # no memory for it
             pass
-        return function(x), None
+        return function(x), replay
 
-    def _compared(self, function: Function, x: Tensor) -> tuple[Tensor, bool]:
-        tells = _tells(_sample(x), self.sample)
-        # one vector at a time
-        replayed = _digest(self.run(x)) if tells else None
-        same = not tells and self._is_same_at_random(function, x)
-        result = function(x)
-        if replayed is not None:
-            same = bool(result.any()) and _agree(replayed, result)
-            same = same or self._is_same_at_random(function, x)
-        return result, same
-
-    def _is_same_at_random(self, function: Function, x: Tensor) -> bool:
+    def _checked(self, function: Function, x: Tensor) -> Replay | None:
         generator = torch.Generator("cpu").manual_seed(0)
         # made on the host: not every device has a generator of its own
         probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
         probe = probe.to(x.device)
-        return _agree(_digest(self.run(probe)), function(probe))
+        if not _agree(_digest(self.run(probe)), function(probe)):
+            return None
+        run = captured(self.run, probe, self.temporaries) if x.is_cuda else self.run
+        return Replay(run, self.nbytes)
 
 
 def record(function: Function, x: Tensor) -> tuple[Tensor, Unchecked | None]:
@@ -121,20 +103,7 @@ def _replay(recording: Recording, x: Tensor) -> Unchecked | None:
     calls, result = simplify(calls, recording)
     run = write(calls, result, recording.x)
     temporaries = _temporary_bytes(calls) if x.is_cuda else 0
-    return Unchecked(run, _computed_bytes(calls), temporaries, _sample(x))
-
-
-def _sample(x: Tensor) -> list[float]:
-    """Return a few entries, by which vectors are told apart."""
-    found: list[float] = x[:: max(1, len(x) // _SAMPLES)].tolist()
-    return found
-
-
-def _tells(new: list[float], old: list[float]) -> bool:
-    """Whether a vector is not mostly zero, and not much like an old one or its multiple."""
-    pairs = (new, old), (new, new), (old, old)
-    both, a, b = [abs(sum(map(operator.mul, *pair))) for pair in pairs]
-    return 2 * new.count(0) < len(new) and both * both < 0.999 * a * b
+    return Unchecked(run, _computed_bytes(calls), temporaries)
 
 
 def _computed_bytes(calls: list[Call]) -> int:
