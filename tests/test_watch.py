@@ -145,3 +145,29 @@ def test_a_tensor_that_another_thread_writes():
     assert not watch.changed()
     tensor.data.add_(1)
     assert watch.changed()
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: m.register_forward_pre_hook(lambda *_: None),
+        lambda m: m.register_buffer("scale", torch.ones(1)),
+        lambda m: m.register_parameter("bias", None),
+        lambda m: m.add_module("inner", torch.nn.Identity()),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_what_is_added_to_a_module_is_noticed(add, place):
+    """Where there was something of that kind and where there was nothing."""
+    model = torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Tanh())
+    full = model[0]
+    full.register_forward_hook(lambda *_: None)
+    full.register_forward_pre_hook(lambda *_: None)
+    full.register_buffer("b", torch.ones(1))
+    full.register_parameter("p", None)
+    full.add_module("m", torch.nn.Identity())
+    watch = Watch([], modules=[model])
+    assert not watch.changed()
+    add(model[place])
+    assert watch.changed()

@@ -1,6 +1,7 @@
 """The door: products with arrays of any kind, as SciPy's solvers ask for them.
 
-Every product of every operator passes through :meth:`Door._product`, once.
+Every product of every operator passes through :meth:`Door._product`, once, but for one
+with a single vector that nobody observes and nothing is to be done to: its way is shorter.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Door(LinearOperator):
         super().__init__(numpy_dtype(dtype), shape)
         self.torch_dtype = dtype
         self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0"
+        self._device_type = self.device.type  # torch makes a new string each time
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -68,20 +70,38 @@ class Door(LinearOperator):
     def _adjoint(self) -> Door:
         """Return the conjugate transpose; a self-adjoint operator returns itself."""
 
+    def _apply_vector(self, x: Tensor) -> Tensor:
+        """Product with a vector: as :meth:`_apply`, of shapes ``(N,)`` and ``(M,)``.
+
+        For an operator to define (with ``_apply``, as final) that would take the vector
+        out of its column again: in a small product that is a third of our own time.
+        """
+        return self._apply(x.unsqueeze(1)).squeeze(1)
+
     # -------------------------------------------------------------------- the door
 
     def _product(self, x: Tensor) -> Tensor:
-        """Multiply a tensor: every product of every operator passes here, once.
+        """Multiply a matrix: every product of every operator passes here, once.
 
         ``x`` has shape ``(N, K)`` and the operator's dtype or, for a real operator, its
         complex counterpart, which is multiplied by parts in one block.
         """
         return observed(self, x) if OBSERVERS else self._unobserved(x)
 
+    def _vector_product(self, x: Tensor) -> Tensor:
+        """Multiply a vector of shape ``(N,)``: directly, if nothing is in between."""
+        if (
+            OBSERVERS
+            or x.dtype is not self.torch_dtype
+            or torch.is_autocast_enabled(self._device_type)
+        ):
+            return self._product(x.unsqueeze(1)).squeeze(1)
+        return self._apply_vector(x)
+
     def _unobserved(self, x: Tensor) -> Tensor:
         """Multiply, in nobody's sight."""
-        if torch.is_autocast_enabled(self.device.type):
-            with torch.autocast(self.device.type, enabled=False):
+        if torch.is_autocast_enabled(self._device_type):
+            with torch.autocast(self._device_type, enabled=False):
                 return self._unobserved(x)
         if x.dtype == self.torch_dtype:
             return self._apply(x)
@@ -96,7 +116,7 @@ class Door(LinearOperator):
         operator = self._adjoint() if adjoint else self
         tensor, export = import_array(x, operator.device, operator.torch_dtype)
         if tensor.ndim == 1:
-            return export(operator._product(tensor.unsqueeze(1)).squeeze(1))
+            return export(operator._vector_product(tensor))
         return export(by_rows(operator._product(tensor)))
 
     # ------------------------------------------------------- SciPy's public methods

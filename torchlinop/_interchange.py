@@ -23,6 +23,7 @@ from torchlinop._typing import Array
 
 #: copies to and from CUDA devices of at least this many bytes go through pinned memory
 _PINNED_BYTES = 1 << 16
+_CPU = torch.device("cpu")  # quicker to compare than names of types
 
 
 class Imported(NamedTuple):
@@ -145,7 +146,7 @@ def _as_numpy(x: Any) -> np.ndarray:
 
 def _from_numpy(x: np.ndarray, device: torch.device, dtype: torch.dtype) -> Imported:
     compute = TORCH_TO_NUMPY[dtype]
-    if device.type == "cpu" and type(x) is np.ndarray and x.dtype == compute:
+    if device == _CPU and type(x) is np.ndarray and x.dtype == compute:
         return Imported(_numpy_view_or_copy(x, compute), Tensor.numpy)  # the usual case
     target, result = _numpy_dtypes(x, compute)
     tensor = _numpy_view_or_copy(x, target)

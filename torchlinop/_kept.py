@@ -6,7 +6,7 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -85,6 +85,7 @@ class KeptLinearizations(Generic[Map]):
         self._gather = gather
         #: whether maps of several batches may be made one, until that has failed
         self._joins = not ordered and source.options.check_deterministic
+        self._on_streams = source.space.device.type == "cuda"
         self._streams: set[torch.cuda.Stream] = set()
         self._kept: _Kept[Map] = _Kept(source)
         self._hosting = self._new_hosting(None)
@@ -141,7 +142,9 @@ class KeptLinearizations(Generic[Map]):
             self._follow_stream()
             if kept.batches:
                 self._join(kept)
-            return _Reading(kept.all, self._lead_streams)
+            if self._on_streams:
+                return _Reading(kept.all, self._lead_streams)
+            return kept.reading
 
     @contextmanager
     def _built(self, columns: int) -> Iterator[Iterable[Map]]:
@@ -182,8 +185,8 @@ class KeptLinearizations(Generic[Map]):
 
     def _follow_stream(self) -> None:
         """Let a CUDA stream wait for those on which maps were made or last used."""
-        device = self._source.space.device
-        if device.type == "cuda":
+        if self._on_streams:
+            device = self._source.space.device
             stream = torch.cuda.current_stream(device)
             for other in self._streams - {stream}:
                 stream.wait_stream(other)
@@ -228,6 +231,7 @@ class KeptLinearizations(Generic[Map]):
     def _gather_all(self, kept: _Kept[Map]) -> None:
         maps = list(kept.maps.values())
         kept.all = maps if self._gather is None or not maps else [self._gather(maps)]
+        kept.reading = nullcontext(kept.all)
 
     def _join(self, kept: _Kept[Map]) -> None:
         """Make one map of those of small batches, once a few products were asked for."""
@@ -267,7 +271,7 @@ def _emptied(built: deque[Map], others: Iterator[Map]) -> Iterator[Map]:
 
 
 class _Reading(Generic[Map]):
-    """A context that yields maps; quicker than a generator, in every product."""
+    """A context that yields maps, and does something when they have been used."""
 
     def __init__(self, maps: Iterable[Map], at_end: Callable[[], None]) -> None:
         self._maps = maps
@@ -297,6 +301,7 @@ class _Kept(Generic[Map]):
         self.batches: dict[int, Batch] = {}
         #: what there is to apply, once there is a map of each batch
         self.all: list[Map] = []
+        self.reading = nullcontext(self.all)
 
     def data_changed(self) -> bool:
         """Whether batches of a loader have changed in place."""

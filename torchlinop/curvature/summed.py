@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -52,24 +53,33 @@ class SummedLinearOperator(TorchLinearOperator):
         )
         self._activity = f"multiplying with {type(self).__name__}{tuple(matrix) or ''}"
 
+    @final
     def _apply(self, x: Tensor) -> Tensor:
-        return self._maps.retrying(self._total, x)
+        if x.shape[1] == 1:
+            return self._apply_vector(x.squeeze(1)).unsqueeze(1)
+        return self._maps.retrying(self._total, self._share, x)
 
-    def _total(self, x: Tensor) -> Tensor:
-        return self._maps.ranks.sum(lambda: self._share(x), x, x.shape, self._activity)
+    @final
+    def _apply_vector(self, x: Tensor) -> Tensor:
+        return self._maps.retrying(self._total, self._share_of_vector, x)
+
+    def _total(self, share: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return self._maps.ranks.sum(partial(share, x), x, x.shape, self._activity)
 
     def _share(self, x: Tensor) -> Tensor:
         """Multiply with the matrix of this process's data."""
-        total = None
         with self._maps.current(x.shape[1]) as maps:
-            experience = self._maps.experience
-            if x.shape[1] == 1:
-                v = x.squeeze(1).contiguous()
-                for function in maps:
-                    part = function.row(v, experience)
-                    total = part if total is None else total.add_(part)
-                return torch.zeros_like(x) if total is None else total.unsqueeze(1)
-            return sum_of_products(maps, x, experience)
+            return sum_of_products(maps, x, self._maps.experience)
+
+    def _share_of_vector(self, x: Tensor) -> Tensor:
+        """Multiply a vector with the matrix of this process's data."""
+        total = None
+        v = x.contiguous()
+        with self._maps.current() as maps:
+            for function in maps:
+                part = function.row(v, self._maps.experience)
+                total = part if total is None else total.add_(part)
+        return torch.zeros_like(v) if total is None else total
 
     def _adjoint(self) -> TorchLinearOperator:
         return self
