@@ -116,7 +116,7 @@ class KrylovSpace:
         """Multiply the next vector and add it to the basis."""
         j, q, known = self.size, self._q, self._known
         self._basis[j] = q
-        w = self._A._product(q.unsqueeze(1)).squeeze(1)  # fresh memory
+        w = self._A._vector_product(q)  # fresh memory
         self.num_matvecs += 1
         if self.num_matvecs == 1:
             require_squares(w, "eigsh")
