@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from torchlinop.autodiff.graphs import edges_of, nodes_between
 from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.autodiff.replay import record
 from torchlinop.autodiff.replay.recording import record_calls
-from torchlinop.autodiff.rules import SecondOrderRules
+from torchlinop.autodiff.rules import SecondOrderRules, recurrences
 from torchlinop.reference import dense_ggn, dense_hessian
 
 from .differences import check
@@ -340,3 +341,12 @@ def test_replay_sees_all_steps_as_one_kernel(kind, operator):
         assert names.count("torchlinop::push") == names.count("torchlinop::pull") == 4
         _, replay = record(rows, v)
         torch.testing.assert_close(replay.run(w), rows(w), rtol=1e-12, atol=1e-13)
+
+
+def test_kernels_can_be_imported_once_more():
+    again = runpy.run_path(recurrences.__file__)
+    x = torch.ones(1, 1, 1, 1, 1)
+    args = x[0, 0, 0], x, [x[:, :, :, 0], None], 1
+    for name in ("pull", "push"):
+        assert again[name] is not getattr(recurrences, name)
+        torch.testing.assert_close(again[name](*args), getattr(recurrences, name)(*args))

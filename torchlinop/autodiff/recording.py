@@ -56,17 +56,17 @@ def recording(
     with EXCLUSIVE:
         before = _State(device, draws)
         try:
-            torch._C._set_grad_enabled(True)
-            corrections = ForwardCorrections if forward else Corrections
-            mode = SecondOrderRules() if rules else corrections()
-            with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
-                yield
-        finally:
             try:
+                torch._C._set_grad_enabled(True)
+                corrections = ForwardCorrections if forward else Corrections
+                mode = SecondOrderRules() if rules else corrections()
+                with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
+                    yield
+            finally:
                 before.restore()
-            except KeyboardInterrupt:
-                before.restore()
-                raise
+        except KeyboardInterrupt:  # perhaps while that was being restored
+            before.restore()
+            raise
 
 
 class _State:
