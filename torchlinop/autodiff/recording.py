@@ -64,7 +64,7 @@ def recording(
                     yield
             finally:
                 before.restore()
-        except KeyboardInterrupt:  # perhaps while that was being restored
+        except BaseException:  # an interrupt, perhaps while that was being restored
             before.restore()
             raise
 

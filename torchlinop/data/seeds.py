@@ -90,7 +90,7 @@ def _given_back(generators: list[torch.Generator], normal: float | None) -> Iter
             yield
         finally:
             restore()
-    except KeyboardInterrupt:  # perhaps while they were being restored
+    except BaseException:  # an interrupt, perhaps while they were being restored
         restore()
         raise
 
