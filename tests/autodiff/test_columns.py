@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -246,3 +247,20 @@ def test_a_block_of_the_cache_size(clock):
     assert learned.block_size(8 << 20, torch.device("cpu")) == 4
     assert learned.block_size(1 << 30, torch.device("cpu")) == 1
     assert Experience().room() == math.inf
+
+
+def test_results_are_not_held_while_the_next_columns_are_multiplied(monkeypatch):
+    monkeypatch.setattr(columns, "COPIED", 1)  # column by column
+    results = []
+
+    def function(v, *, batched=False):
+        assert all(result() is None for result in results)
+        result = MATRIX @ v
+        results.append(weakref.ref(result))
+        return result
+
+    X = torch.randn(N, 3, dtype=torch.float64)
+    out = torch.empty_like(X)
+    LinearRows(function, nbytes=0, nodes=0).apply(X, out, Experience())
+    torch.testing.assert_close(out, MATRIX @ X)
+    assert len(results) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.functional import hessian
@@ -213,3 +214,22 @@ def test_flags_are_restored_also_after_an_error(recurrent):
         with pytest.raises(TypeError, match="received an invalid combination"):
             func(torch.randn(4, 1, 2), "state")
     assert (torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled()) == flags
+
+
+def test_forward_mode_of_a_model_where_gradients_are_off():
+    class Tangent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(2, 1, bias=False).double()
+
+        def forward(self, x):
+            with torch.no_grad(), forward_ad.dual_level():
+                dual = forward_ad.make_dual(x, torch.ones_like(x))
+                slope = forward_ad.unpack_dual(dual.sin()).tangent
+            return self.linear(slope)
+
+    x = _tensor(3, 2)
+    model = Tangent()
+    data = [(x, _tensor(3, 1))]
+    H = HessianLinearOperator(model, nn.MSELoss(), model.parameters(), data)
+    torch.testing.assert_close(H.to_dense(), 2 / 3 * x.cos().T @ x.cos())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ from torchlinop.autodiff.graphs import edges_of, nodes_between
 from torchlinop.autodiff.linearize import forward_derivative
 from torchlinop.autodiff.replay import record
 from torchlinop.autodiff.replay.recording import record_calls
-from torchlinop.autodiff.rules import SecondOrderRules
+from torchlinop.autodiff.rules import SecondOrderRules, recurrences
 from torchlinop.reference import dense_ggn, dense_hessian
 
 from .differences import check
@@ -280,6 +281,28 @@ def test_some_of_the_parameters(kind):
         torch.testing.assert_close(A @ eye, expected[mask][:, mask], rtol=1e-10, atol=1e-11)
 
 
+def test_steps_after_the_end_of_a_sequence_may_overflow():
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.RNN(1, 1, nonlinearity="relu", bias=False)
+            nn.init.ones_(self.net.weight_ih_l0)
+            nn.init.constant_(self.net.weight_hh_l0, 2.0)
+
+        def forward(self, x):
+            # the first one is zero from the second step on
+            packed = pack_sequence([x[0], x[1, :1]])
+            return self.net(packed)[1][0]
+
+    x = torch.full((2, 1100, 1), -2.0, dtype=torch.float64)
+    x[:, 0] = torch.tensor([[1.0], [0.5]])
+    model = Doubling().double()
+    data = [(x, torch.zeros(2, 1, dtype=torch.float64))]
+    H = HessianLinearOperator(model, nn.MSELoss(), model.parameters(), data)
+    expected = torch.tensor([[0.25, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(H.to_dense(), expected)
+
+
 def test_dropout_takes_the_random_numbers_of_torch():
     for packed in (False, True):
         network = Network(partial(nn.LSTM, num_layers=3, dropout=0.5), packed=packed)
@@ -318,3 +341,12 @@ def test_replay_sees_all_steps_as_one_kernel(kind, operator):
         assert names.count("torchlinop::push") == names.count("torchlinop::pull") == 4
         _, replay = record(rows, v)
         torch.testing.assert_close(replay.run(w), rows(w), rtol=1e-12, atol=1e-13)
+
+
+def test_kernels_can_be_imported_once_more():
+    again = runpy.run_path(recurrences.__file__)
+    x = torch.ones(1, 1, 1, 1, 1)
+    args = x[0, 0, 0], x, [x[:, :, :, 0], None], 1
+    for name in ("pull", "push"):
+        assert again[name] is not getattr(recurrences, name)
+        torch.testing.assert_close(again[name](*args), getattr(recurrences, name)(*args))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from torchlinop import GGNLinearOperator, JacobianLinearOperator
-from torchlinop.data import DataChangedError
+from torchlinop.data import DataChangedError, seeds
 
 from tests.batches.sources import (
     DATASET,
@@ -303,3 +305,40 @@ def test_an_operator_refuses_augmented_data():
     with pytest.raises(ValueError, match="held other values"):
         GGNLinearOperator(*arguments, loader)
     GGNLinearOperator(*arguments, loader, check_deterministic=False)
+
+
+def test_interrupts_in_any_line_leave_the_random_states():
+    def states():
+        numpy = np.random.get_state()
+        return random.getstate(), torch.get_rng_state().tolist(), str(numpy)
+
+    def run():
+        with seeds.RandomState(0).in_force():
+            random.random(), np.random.random(), torch.rand(1)
+
+    def interrupted(line):
+        lines = itertools.count(1)
+
+        def trace(frame, event, argument):
+            if frame.f_code.co_filename != seeds.__file__:
+                return None
+            if event == "line" and next(lines) == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            run()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    expected = states()
+    line = 1
+    while interrupted(line):
+        assert states() == expected, line
+        line += 1
+    assert line > 20

@@ -97,10 +97,13 @@ class Rows(ABC):
             return
         width = self._width(X, experience)
         for columns, target in zip(X.split(width, 1), out.split(width, 1), strict=True):
-            rows = as_rows(columns)
-            results = self.products(rows, experience, 0 if kept else remaining)
-            write_columns(results, target, add=add)
-            remaining -= len(rows)
+            # without names, which would hold them while the next ones are computed
+            write_columns(
+                self.products(as_rows(columns), experience, 0 if kept else remaining),
+                target,
+                add=add,
+            )
+            remaining -= columns.shape[1]
 
     def _width(self, X: Tensor, experience: Experience) -> int:
         """How many columns are copied to rows at once."""

@@ -164,7 +164,7 @@ def forward_derivative(
     does. Where the function turns gradients off, it is a constant, as in reverse mode.
     ``draws``: whether it may take Python's or NumPy's random numbers.
     """
-    evaluating = recording(parameters[0].device, rules=False, draws=draws)
+    evaluating = recording(parameters[0].device, rules=False, draws=draws, forward=True)
     forward_ad._maybe_load_decompositions()
     with evaluating, forward_ad.dual_level() as level:
         # not by forward_ad's functions, which take ten microseconds a parameter

@@ -15,7 +15,7 @@ import torch
 import torch.utils.checkpoint
 
 from torchlinop.autodiff.interruptible import in_force, is_in_force
-from torchlinop.autodiff.rules import Corrections, SecondOrderRules
+from torchlinop.autodiff.rules import Corrections, ForwardCorrections, SecondOrderRules
 
 #: held while a model is evaluated or looked at: some flags that are set belong to the
 #: whole process
@@ -32,7 +32,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def recording(
-    device: torch.device, *, rules: bool = True, draws: bool = True
+    device: torch.device, *, rules: bool = True, draws: bool = True, forward: bool = False
 ) -> Iterator[None]:
     """Evaluate a model such that its second derivatives exist, leaving no trace.
 
@@ -49,20 +49,24 @@ def recording(
     draws
         Whether Python's or NumPy's random numbers may be drawn; to save and restore their
         states takes 80 microseconds.
+    forward
+        Whether forward mode is turned off where gradients are, which torch does not: not
+        where a model uses forward mode itself.
     """
     with EXCLUSIVE:
         before = _State(device, draws)
         try:
-            torch._C._set_grad_enabled(True)
-            mode = SecondOrderRules() if rules else Corrections()
-            with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
-                yield
-        finally:
             try:
+                torch._C._set_grad_enabled(True)
+                corrections = ForwardCorrections if forward else Corrections
+                mode = SecondOrderRules() if rules else corrections()
+                with _exact(device), _uncompiled(), _without_checkpoints(), in_force(mode):
+                    yield
+            finally:
                 before.restore()
-            except KeyboardInterrupt:
-                before.restore()
-                raise
+        except BaseException:  # an interrupt, perhaps while that was being restored
+            before.restore()
+            raise
 
 
 class _State:

@@ -86,13 +86,13 @@ def _given_back(generators: list[torch.Generator], normal: float | None) -> Iter
             np.random.set_state({**state, "has_gauss": 1, "gauss": normal})
 
     try:
-        yield
-    finally:
         try:
+            yield
+        finally:
             restore()
-        except KeyboardInterrupt:
-            restore()
-            raise
+    except BaseException:  # an interrupt, perhaps while they were being restored
+        restore()
+        raise
 
 
 def seeded_pass(

@@ -14,7 +14,8 @@ the transforms of ``torch.func``, too.
   recurrent networks on GPUs: there is no second derivative.
 - ``embedding``: sparse gradients cannot be differentiated.
 - ``torch.cond`` and ``while_loop``: the second derivative is silently wrong.
-- Where gradients are turned off, forward mode is so, too.
+- In a derivative in forward mode (:class:`ForwardCorrections`): where gradients are turned
+  off, tangents are so, too.
 
 The tests search for more among the functions that a model may call. Known and left as they
 are: ``segment_reduce``, which has no second derivative; ``cholesky_inverse``, whose second
@@ -45,6 +46,10 @@ Every rule stays differentiable to any order, so a function that itself contains
 derivatives (a physics-informed loss, for instance) can be linearized.
 """
 
-from torchlinop.autodiff.rules.modes import Corrections, SecondOrderRules
+from torchlinop.autodiff.rules.modes import (
+    Corrections,
+    ForwardCorrections,
+    SecondOrderRules,
+)
 
-__all__ = ["Corrections", "SecondOrderRules"]
+__all__ = ["Corrections", "ForwardCorrections", "SecondOrderRules"]

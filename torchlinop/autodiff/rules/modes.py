@@ -29,7 +29,6 @@ def _set_grad_enabled(mode: bool) -> None:
 
 #: compositions of torch's own functions, which every transform can look into
 _CORRECTIONS: Rules = {
-    torch._C._set_grad_enabled: _set_grad_enabled,
     **attention.CORRECTIONS,
     **control_flow.CORRECTIONS,
     **embeddings.CORRECTIONS,
@@ -47,16 +46,19 @@ _RULES: Rules = {
     **pointwise.RULES,
     **recurrent.RULES,
 }
+_FORWARD: Rules = {**_CORRECTIONS, torch._C._set_grad_enabled: _set_grad_enabled}
 
 
 class Corrections(InterruptibleMode):
     """Mode in which derivatives that PyTorch gets wrong are right."""
 
     rules = _CORRECTIONS
+    #: in a transform
+    rules_inside = _CORRECTIONS
 
     def handle(self, func: Callable, args: tuple, kwargs: dict) -> Any:
         """Call the rule for ``func`` if there is one and it applies, else ``func``."""
-        rule = (_CORRECTIONS if in_transform() else self.rules).get(func)
+        rule = (self.rules_inside if in_transform() else self.rules).get(func)
         if rule is not None:
             result = rule(*args, **kwargs)
             if result is not NotImplemented:
@@ -68,3 +70,9 @@ class SecondOrderRules(Corrections):
     """Mode in which, moreover, second derivatives are cheap."""
 
     rules = _RULES
+
+
+class ForwardCorrections(Corrections):
+    """Mode of a derivative in forward mode: what is constant has no tangent."""
+
+    rules = rules_inside = _FORWARD

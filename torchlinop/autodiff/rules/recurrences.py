@@ -110,6 +110,8 @@ def _kernel(name: str, core: Callable) -> Any:
         many = [None if x is None else _remove_batch_dim(x, level, 1, 0) for x in sources]
         return _add_batch_dim(core(weight, jacobians, many, gates), 0, level)
 
+    while hasattr(torch.ops.torchlinop, name):  # of an import before, in this process
+        name += "_"
     arguments = "Tensor weight, Tensor jacobians, Tensor?[] sources, int gates"
     _LIBRARY.define(f"{name}({arguments}) -> Tensor")
     _LIBRARY.impl(name, single, "CompositeExplicitAutograd")

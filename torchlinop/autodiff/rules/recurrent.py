@@ -143,7 +143,9 @@ def _by_recurrences(func: Callable, cell: Cell, is_used: Callable[[], bool]) -> 
             return explicit(*args)
         steps = _Steps()
         if is_packed:
-            if 2 * len(x) < len(batch_sizes) * int(batch_sizes[0]):
+            # what nobody looks at must not be large, nor infinite: zero times that is NaN
+            wasteful = 2 * len(x) < len(batch_sizes) * int(batch_sizes[0])
+            if wasteful or isinstance(cell, ReLU):
                 return explicit(*args)
             steps = _PackedSteps(batch_sizes, x.device)
         elif batch_first:
