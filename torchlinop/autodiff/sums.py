@@ -62,11 +62,11 @@ def sum_of_products(
     Returns
     -------
     Tensor
-        Shape ``(dim, K)``, with its columns in a row of memory each where those of ``X``
-        are. Up to 64 MiB there is a second copy of it for a while; of a larger one, of as
-        many columns as are less, twice.
+        Shape ``(dim, K)``. Up to 64 MiB it has its columns in a row of memory each where
+        those of ``X`` are, and there is a second copy of it for a while; of a larger one,
+        of as many columns as are less, twice.
     """
-    in_rows = X.stride(0) == 1
+    in_rows = X.stride(0) == 1 and X.nbytes <= COPIED
     out = X.new_empty(X.shape[::-1]).T if in_rows else X.new_empty(X.shape)
     if not X.shape[1]:
         return out
