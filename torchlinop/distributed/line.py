@@ -19,6 +19,11 @@ from torch import Tensor
 from torchlinop._spread import whole
 from torchlinop.distributed.interrupts import HeldInterrupts
 
+if dist.is_available():
+    # first imported with a process group, as by torch.func, it would keep the group for
+    # ever, whose threads then may abort Python at its end
+    import torch.distributed.nn
+
 #: seconds between two looks at whether another rank is in trouble
 _LOOK = 0.5
 #: seconds that ranks have to say that they are there, once one is missing
