@@ -16,6 +16,7 @@ from torch import Tensor
 from torchlinop._memory import free_memory
 from torchlinop.autodiff.experience import Experience
 from torchlinop.autodiff.hosted import HostedRows
+from torchlinop.autodiff.probing import probe_vector
 from torchlinop.data import Batch
 from torchlinop.sources.protocol import Source
 
@@ -91,10 +92,7 @@ class Hosting:
 
     def _is_quicker(self, rows: HostedRows, batch: Batch) -> bool:
         space = self._source.space
-        generator = torch.Generator("cpu").manual_seed(0)
-        # made on the host: not every device has a generator of its own
-        v = torch.randn(space.dim, generator=generator, dtype=space.dtype, device="cpu")
-        v = v.to(space.device)
+        v = probe_vector(space.dim, space.dtype, space.device)
         anew = self._linearizer.passing(batch)
         expected, limit = _timed(partial(anew.row, v, Experience()), v.device)
         found, seconds = _timed(partial(rows.row, v, Experience()), v.device)

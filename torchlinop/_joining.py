@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlinop._space import ParameterSpace
+from torchlinop.autodiff.probing import probe_vector
 from torchlinop.data import Batch, joined
 
 #: a larger linearization is not worth joining with others
@@ -45,7 +47,7 @@ def linearized_as_one(
     batches: Sequence[Batch],
     maps: Sequence[Any],
     linearize: Callable[[Batch], Any],
-    v: Tensor,
+    space: ParameterSpace,
 ) -> Any | None:
     """Return one linear map that is the sum of several, None if there is none.
 
@@ -60,16 +62,13 @@ def linearized_as_one(
         Functions of a vector, on one device.
     linearize
         Makes such a map of a batch.
-    v
-        A vector of the kind that they take.
+    space
+        Of the vectors.
     """
     batch = joined(batches)
     if batch is None:
         return None
-    generator = torch.Generator("cpu").manual_seed(0)
-    # made on the host: not every device has a generator of its own
-    probe = torch.rand(v.shape, generator=generator, dtype=v.dtype, device="cpu")
-    probe = probe.sub_(0.5).to(v.device)
+    probe = probe_vector(space.dim, space.dtype, space.device)
     try:
         whole = linearize(batch)
         if _agree(whole(probe), (linear_map(probe) for linear_map in maps)):

@@ -237,14 +237,13 @@ class KeptLinearizations(Generic[Map]):
         """Make one map of those of small batches, once a few products were asked for."""
         maps = dict(kept.maps)
         space = self._source.space
-        v = torch.empty(space.dim, dtype=space.dtype, device=space.device)
         sizes = {i: maps[i].nbytes for i in kept.batches} if self._joins else {}
         for group in groups(sizes):
             parts = [maps[i] for i in group]
             if sum(part.nbytes for part in parts) > kept.room():
                 break
             batches = [kept.batches[i] for i in group]
-            whole = linearized_as_one(batches, parts, self._linearizer.linearize, v)
+            whole = linearized_as_one(batches, parts, self._linearizer.linearize, space)
             if whole is None:
                 self._joins = False
                 break

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchlinop.autodiff.backward import backward, with_zeros
 from torchlinop.autodiff.graphs import custom_functions
 from torchlinop.autodiff.linearize import forward_derivative
+from torchlinop.autodiff.probing import probe_vector
 from torchlinop.autodiff.recording import recording
 from torchlinop.curvature.derivative_check import DerivativeCheck
 from torchlinop.curvature.linearized_model import LinearizedModel
@@ -119,10 +120,7 @@ class SingleUse:
             return None
 
     def _forward_agrees(self, batch: Batch, v: Tensor) -> bool:
-        generator = torch.Generator("cpu").manual_seed(0)
-        # made on the host: not every device has a generator of its own
-        probe = torch.randn(v.shape, generator=generator, dtype=v.dtype, device="cpu")
-        probe = probe.to(v.device)
+        probe = probe_vector(len(v), v.dtype, v.device)
         constants = [leaf.detach() for leaf in self._source.leaves()]
         forward = self._forward(batch, probe, constants)
         if forward is None:

@@ -61,19 +61,19 @@ class CrossEntropy(LikelihoodLoss):
     def _target_mass(self, prediction: Tensor, target: Tensor) -> Tensor:
         dim = _class_dimension(prediction) % prediction.ndim
         classes = prediction.shape[dim]
-        self._check_target(prediction, target, dim)
+        kept: Tensor | float = 1.0
+        if target.is_floating_point():
+            self._check_target(prediction, target, dim)
+            mass = target.to(prediction)
+        else:
+            index, kept = self._indexed(prediction, target)
+            mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
         per_class = [1] * prediction.ndim
         per_class[dim] = classes
         if self.weight is None:
             weight = prediction.new_ones(1)
         else:
             weight = self.weight.to(prediction).view(per_class)
-        kept: Tensor | float = 1.0
-        if target.is_floating_point():
-            mass = target.to(prediction)
-        else:
-            index, kept = self._indexed(prediction, target)
-            mass = torch.zeros_like(prediction).scatter_(dim, index, 1.0)
         if self.label_smoothing:
             smoothing = self.label_smoothing
             mass = (1 - smoothing) * mass + smoothing / classes

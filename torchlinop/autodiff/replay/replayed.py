@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchlinop.autodiff.probing import probe_vector
 from torchlinop.autodiff.replay.captured import captured
 from torchlinop.autodiff.replay.recording import Call, Recording, record_calls
 from torchlinop.autodiff.replay.selecting import dependent, replayable
@@ -59,10 +60,7 @@ class Unchecked(NamedTuple):
         return function(x), replay
 
     def _checked(self, function: Function, x: Tensor) -> Replay | None:
-        generator = torch.Generator("cpu").manual_seed(0)
-        # made on the host: not every device has a generator of its own
-        probe = torch.rand(x.shape, generator=generator, dtype=x.dtype, device="cpu")
-        probe = probe.to(x.device)
+        probe = probe_vector(len(x), x.dtype, x.device)
         if not _agree(_digest(self.run(probe)), function(probe)):
             return None
         run = captured(self.run, probe, self.temporaries) if x.is_cuda else self.run

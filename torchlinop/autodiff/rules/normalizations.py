@@ -132,6 +132,11 @@ def _scaled_channels(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> T
     return _scaled(y, *(None if t is None else t.view(shape) for t in (weight, bias)))
 
 
+def _is_covered(input: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether layer norm over dimensions of this shape is all right, and exact."""
+    return input.dtype in EXACT and input.shape[-len(shape) :] == shape
+
+
 def _layer_norm(
     input: Tensor,
     normalized_shape: list[int],
@@ -140,9 +145,7 @@ def _layer_norm(
     eps: float = 1e-5,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if not is_differentiated(input) or input.dtype not in EXACT:
-        return NotImplemented
-    if input.shape[-len(shape) :] != shape:
+    if not (is_differentiated(input) and _is_covered(input, shape)):
         return NotImplemented
     return _scaled(_standardized(input, tuple(range(-len(shape), 0)), eps), weight, bias)
 
@@ -155,9 +158,7 @@ def _layer_norm_by_rows(
     eps: float = 1e-5,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if not input.requires_grad or input.dtype not in EXACT:
-        return NotImplemented
-    if input.shape[-len(shape) :] != shape:
+    if not (input.requires_grad and _is_covered(input, shape)):
         return NotImplemented
     rows = input if len(shape) == 1 else input.flatten(-len(shape))
     return _scaled(_Normalize.apply(rows, eps)[0].view(input.shape), weight, bias)
@@ -171,9 +172,7 @@ def _layer_norm_once(
     eps: float = 1e-5,
 ) -> Any:
     shape = tuple(normalized_shape)
-    if in_transform() or forward_ad._current_level >= 0 or input.dtype not in EXACT:
-        return NotImplemented
-    if input.shape[-len(shape) :] != shape:
+    if in_transform() or forward_ad._current_level >= 0 or not _is_covered(input, shape):
         return NotImplemented
     if not any(t is not None and t.requires_grad for t in (input, weight, bias)):
         return NotImplemented
